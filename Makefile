@@ -1,0 +1,26 @@
+# Two commands do everything on a fresh machine with Python 3.11+, a C++ compiler and make: `make run` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: run test check serve clean
+
+run: $(INSTALLED)  ## Set up, then teach a tiny English model Chinese on the offline sample
+	$(BIN)/zhlm run configs/sample.yaml
+
+test: $(INSTALLED)  ## Set up, then all checks and tests
+	scripts/check
+	scripts/browser >/dev/null
+	$(BIN)/python -m pytest tests/integration
+
+check: $(INSTALLED)  ## Format, lint, types, import contract, unit tests
+	scripts/check
+
+serve: $(INSTALLED)  ## Host the model that `make run` taught
+	$(BIN)/zhlm serve runs/sample
+
+clean:  ## Remove what `make run` and the checks wrote; the installed packages stay
+	rm -rf runs build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(INSTALLED): pyproject.toml constraints.txt requirements-serve-cpu.txt scripts/install
+	PYTHON=$(PYTHON) scripts/install

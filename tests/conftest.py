@@ -1,0 +1,98 @@
+"""What many tests need: a tiny base model with its tokenizer, and a run whose blocks are packed already."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# Before anything starts Ray or loads a tokenizer: no usage ping, no thread warnings, no look at a hub.
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+
+# The same examples in every run, and no deadline on a machine that others use too.
+settings.register_profile("zhlm", derandomize=True, deadline=None, database=None)
+settings.load_profile("zhlm")
+
+VOCABULARY = 96
+
+
+def save_tiny_llama(folder: Path, *, tied: bool = True, vocabulary: int = VOCABULARY, positions: int = 64, width: int = 32) -> Path:
+    """A random Llama with a byte-level tokenizer of its size."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=positions, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[: vocabulary - 3]
+    vocab = {t: i for i, t in enumerate(["<bos>", "<eos>", "<pad>", *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>").save_pretrained(folder)
+    return folder
+
+
+def write_blocks(run_folder: Path, streams: list[str], *, blocks: int = 40, block_tokens: int = 32, vocabulary: int = VOCABULARY) -> None:
+    """Packed blocks of random documents, as the pack stage leaves them, with its manifest."""
+    from zhlm.blocks.store import commit, write_shard
+    from zhlm.records import Blocks
+    from zhlm.storage import Place
+
+    random = np.random.default_rng(5)
+    facts: dict[str, Any] = {}
+    for stream in streams:
+        facts[stream] = {}
+        for split, count in (("train", blocks), ("validation", 5)):
+            place = Place(run_folder / "blocks" / stream / split)
+            shards = []
+            for index in range(3 if split == "train" else 1):
+                num = count // 3 + (index < count % 3) if split == "train" else count
+                first = random.integers(3, vocabulary, (num, 1))
+                ids = (first + np.arange(block_tokens)) % (vocabulary - 3) + 3  # counting up: easy to learn
+                ends = [np.array(sorted({int(random.integers(4, block_tokens - 4)), block_tokens - b % 3}), np.uint32) for b in range(num)]
+                tokens, documents = sum(int(e[-1]) for e in ends), sum(len(e) for e in ends)
+                packed = Blocks(ids, ends)
+                size = {"documents": documents, "tokens": tokens, "utf8_bytes": 2 * tokens, "characters": tokens}
+                shards.append(write_shard(place, index, packed, vocabulary=vocabulary, source=f"{stream}-{index}", **size))
+            commit(place, shards)
+            facts[stream][split] = {"blocks": count}
+    manifest = {"key": "test", "facts": {"streams": facts}}
+    (run_folder / "blocks" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def run_data(folder: Path, **train: Any) -> dict[str, Any]:
+    """The plain data of a small valid config whose base is at folder/base and whose runs are at folder/runs."""
+    return {
+        "name": "tiny",
+        "storage": {"root": str(folder / "runs")},
+        "base": {"model": str(folder / "base")},
+        "streams": [
+            {"name": "zh", "paths": [str(folder / "zh.txt")], "role": "new", "weight": 0.75},
+            {"name": "en", "paths": [str(folder / "en.txt")], "role": "old", "weight": 0.25},
+        ],
+        "pack": {"block_tokens": 32},
+        "train": {
+            "steps": 8, "global_batch_blocks": 6, "micro_batch_blocks": 2, "learning_rate": 1e-2, "log_every": 1, "validate_every": 4,
+            "checkpoint_every": 4, "validation_blocks": 4, "lora": {"r": 4, "dropout": 0.1}, **train,
+        },
+        "resources": {"workers": 2, "max_failures": 2},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One local Ray for all tests of a session."""
+    import ray
+
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()

@@ -1,0 +1,162 @@
+"""The main job, small, as a user runs it: the whole pipeline, its results, its reruns, and a killed driver."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+SETTINGS: dict[str, Any] = {
+    "name": "mini",
+    "sample": {
+        "corpus": {"documents": 600, "held_out_documents": 40},
+        "base": {"paths": ["sample://en/train"], "vocabulary": 400, "layers": 2, "width": 64, "heads": 2, "steps": 30,
+                 "batch_tokens": 2048},
+    },
+    "base": {"model": "sample://base"},
+    "streams": [
+        {"name": "zh", "role": "new", "paths": ["sample://zh/train"], "held_out": ["sample://zh/held_out"], "weight": 0.75},
+        {"name": "en", "role": "old", "paths": ["sample://en/train"], "held_out": ["sample://en/held_out"], "weight": 0.25},
+    ],
+    "vocab": {"add_rows": 64},
+    "pack": {"block_tokens": 128, "document_start": "bos"},
+    "train": {
+        "steps": 20, "global_batch_blocks": 8, "micro_batch_blocks": 4, "learning_rate": 5e-3, "log_every": 2, "validate_every": 10,
+        "checkpoint_every": 5, "validation_blocks": 8, "lora": {"r": 8},
+    },
+    "resources": {"workers": 2},
+    "evaluate": {"documents": 20, "prompts": ["今天", "Today"], "generate": {"max_new_tokens": 12}},
+}  # fmt: skip
+
+pytestmark = pytest.mark.timeout(400)
+
+
+class MiniRun:
+    """A run folder and the command that fills it, in processes of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "runs" / "mini"
+        self._config = folder / "mini.yaml"
+        self._config.write_text(yaml.safe_dump(SETTINGS | {"storage": {"root": str(folder / "runs")}}), encoding="utf-8")
+
+    def command(self, *overrides: str) -> list[str]:
+        sets = [part for o in overrides for part in ("--set", o)]
+        return [sys.executable, "-m", "ray_jobs.pipeline", "--config", str(self._config), *sets]
+
+    def run(self, *overrides: str, timeout_s: float = 300) -> str:
+        done = subprocess.run(self.command(*overrides), capture_output=True, text=True, timeout=timeout_s)
+        assert done.returncode == 0, done.stdout + done.stderr + self.log_tail()
+        assert done.stderr == ""
+        return done.stdout
+
+    def start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def log_tail(self) -> str:
+        log = self.folder / "logs" / "run.log"
+        return "\n".join(log.read_text(errors="replace").splitlines()[-40:]) if log.exists() else ""
+
+    def losses(self) -> dict[int, float]:
+        path = self.folder / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return {r["step"]: r["loss_nats"] for r in rows if "loss_nats" in r}
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> MiniRun:
+    """One finished run; `output` is what its terminal showed."""
+    run = MiniRun(tmp_path_factory.mktemp("pipeline"))
+    run.output = run.run()  # type: ignore[attr-defined]
+    return run
+
+
+def test_the_terminal_stays_readable(mini: MiniRun) -> None:
+    output: str = mini.output  # type: ignore[attr-defined]
+    for stage in ("sample", "vocab", "pack", "train", "export", "evaluate"):
+        assert f"{stage:9} starts" in output and f"{stage:9} done in" in output
+    for noise in ("ray::", "INFO", "WARNING", "DeepSpeed info", "(RayTrainWorker", "Traceback"):
+        assert noise not in output
+    assert "report.html" in output and "export/merged" in output and "zhlm serve" in output
+    assert len(output.splitlines()) < 80
+
+
+def test_results_hold_both_models_and_both_languages(mini: MiniRun) -> None:
+    results = json.loads((mini.folder / "evaluate" / "results.json").read_text(encoding="utf-8"))
+    for model in ("base", "adapted"):
+        for stream in ("zh", "en"):
+            score = results[model][stream]
+            assert score["bits_per_byte"] > 0 and score["bits_per_character"] > 0
+            assert score["documents"] == 20 and score["tokens"] > 0
+    assert results["adapted"]["zh"]["bits_per_byte"] < results["base"]["zh"]["bits_per_byte"]
+    assert results["adapted"]["zh"]["tokens"] < results["base"]["zh"]["tokens"], "the extended vocabulary needs fewer tokens"
+    assert set(results["entropy_bits_per_byte"]) == {"zh", "en"}
+    assert [set(g) for g in results["generations"]] == [{"prompt", "base", "adapted"}] * 2
+    assert "<svg" in (mini.folder / "evaluate" / "report.html").read_text(encoding="utf-8")
+
+
+def test_plain_transformers_and_peft_load_the_export(mini: MiniRun) -> None:
+    export = mini.folder / "export"
+    base = AutoModelForCausalLM.from_pretrained(mini.folder / "vocab", dtype=torch.float32)
+    adapter = PeftModel.from_pretrained(base, export / "adapter").eval()
+    merged = AutoModelForCausalLM.from_pretrained(export / "merged", dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(export / "merged")("今天下雨。It rains today.", return_tensors="pt").input_ids
+    assert ids[0, 0] == merged.config.bos_token_id, "prompts begin as training documents did"
+    with torch.no_grad():
+        assert float((adapter(input_ids=ids).logits - merged(input_ids=ids).logits).abs().max()) < 1e-4
+
+
+def test_a_rerun_has_nothing_to_do(mini: MiniRun) -> None:
+    output = mini.run()
+    assert output.count("finished earlier, nothing to do") == 6
+    assert "starts" not in output and "is done again" not in output
+
+
+def test_a_changed_setting_redoes_only_what_it_touches(mini: MiniRun) -> None:
+    output = mini.run("evaluate.documents=10")
+    assert output.count("finished earlier") == 5
+    assert "evaluate  is done again: evaluate.documents: 20 -> 10" in output
+    unchanged = mini.run("evaluate.documents=10", "resources.pack_tasks=1", "train.log_every=7")
+    assert unchanged.count("finished earlier") == 6
+
+
+def test_generate_shows_base_and_adapted(mini: MiniRun) -> None:
+    command = [str(Path(sys.executable).with_name("zhlm")), "generate", str(mini.folder), "--prompt", "今天", "--max-new-tokens", "8"]
+    done = subprocess.run([*command, "--seed", "3"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "今天" in done.stdout and "base" in done.stdout and "adapted" in done.stdout
+
+
+def test_a_killed_driver_goes_on_from_its_checkpoint(mini: MiniRun, tmp_path: Path) -> None:
+    run = MiniRun(tmp_path)
+    process = run.start()
+    deadline = time.monotonic() + 240
+    while len(list((run.folder / "checkpoints").glob("step_*"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, f"no second checkpoint: {run.log_tail()}"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+    _wait_for_ray_to_end(process.pid)
+    done_before = max(run.losses())
+    output = run.run()
+    assert output.count("finished earlier") == 3, "sample, vocab and pack are not done again"
+    assert "train     goes on where it stopped" in output
+    assert done_before < 20 and set(run.losses()) == set(mini.losses())
+    assert run.losses() == mini.losses(), "the same losses as the run that nobody killed"
+
+
+def _wait_for_ray_to_end(driver: int) -> None:
+    """The killed driver's local Ray notices by itself; until then its workers would still write."""
+    deadline = time.monotonic() + 60
+    while any("RayTrainWorker" in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])):
+        assert time.monotonic() < deadline, f"workers of driver {driver} outlive it"
+        time.sleep(0.2)

@@ -1,0 +1,168 @@
+"""Training on a real local Ray with two DeepSpeed workers: learns, survives a kill, resumes anywhere."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from conftest import run_data, save_tiny_llama, write_blocks
+from zhlm.checkpoint.state import newest
+from zhlm.config.schema import RunConfig
+from zhlm.errors import DeadlineError
+from zhlm.records import Progress
+from zhlm.storage import Run
+from zhlm.train import job
+from zhlm.train.loop import train_worker
+
+pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(240)]
+
+
+def prepare(folder: Path, *, workers: int = 2, tied: bool = True, **train: Any) -> RunConfig:
+    save_tiny_llama(folder / "base", tied=tied)
+    write_blocks(folder / "runs" / "tiny", ["zh", "en"])
+    data = run_data(folder, **train)
+    data["resources"]["workers"] = workers
+    return RunConfig.model_validate_json(json.dumps(data))
+
+
+def losses(config: RunConfig) -> dict[int, float]:
+    rows = [json.loads(line) for line in Run.of(config).metrics.read_text().splitlines()]
+    told = [(r["step"], r["loss_nats"]) for r in rows if "loss_nats" in r]
+    assert len(dict(told)) == len(told), "each step is told once"
+    return dict(told)
+
+
+def final_weights(config: RunConfig) -> dict[str, Any]:
+    checkpoint, _ = newest(Run.of(config).checkpoints)
+    assert checkpoint is not None
+    return checkpoint.trainable()
+
+
+def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    assert set(one) == set(other)
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run that nothing happens to."""
+    config = prepare(tmp_path_factory.mktemp("calm"), steps=12)
+    seen: list[Progress] = []
+    facts = job.run(config, seen.append)
+    assert facts["steps"] == 12 and facts["restarts"] == 0
+    assert seen[-1].done == seen[-1].total == 12
+    return config
+
+
+def test_training_lowers_the_loss_and_validates(calm: RunConfig) -> None:
+    found = losses(calm)
+    assert list(found) == list(range(1, 13)) and found[12] < found[1] - 0.3
+    rows = [json.loads(line) for line in Run.of(calm).metrics.read_text().splitlines()]
+    validated = {r["step"]: r["validation"] for r in rows if "validation" in r}
+    assert set(validated) == {0, 4, 8, 12} and set(validated[0]) == {"zh", "en"}
+    assert validated[12]["zh"]["bits_per_byte"] < validated[0]["zh"]["bits_per_byte"]
+    assert Run.of(calm).checkpoints.names() == ["step_00000008", "step_00000012"], "the last two are kept"
+
+
+class KillsAWorker:
+    """A report that kills one training worker with SIGKILL once a step is reached, as a lost machine would."""
+
+    def __init__(self, at_step: int) -> None:
+        self.at_step, self.killed = at_step, 0
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.done >= self.at_step and not self.killed:
+            workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+            if workers:
+                self.killed = workers[-1].pid
+                os.kill(self.killed, signal.SIGKILL)
+
+
+def test_a_killed_worker_is_replaced_and_training_ends_as_if_nothing_happened(calm: RunConfig, tmp_path: Path) -> None:
+    hit = prepare(tmp_path, steps=12)
+    killer = KillsAWorker(at_step=6)
+    facts = job.run(hit, killer)
+    assert killer.killed and facts["restarts"] == 1
+    assert losses(hit) == losses(calm)
+    assert largest_difference(final_weights(calm), final_weights(hit)) == 0.0, "same workers, float32: the same bits, dropout included"
+
+
+@ray.remote(num_cpus=1)
+class OtherJob:
+    """Holds a CPU, so that two workers do not fit."""
+
+    def ready(self) -> bool:
+        return True
+
+
+def test_workers_that_cannot_start_end_in_a_named_error(tmp_path: Path) -> None:
+    config = prepare(tmp_path)
+    resources = config.resources.model_copy(update={"start_timeout_s": 12, "max_failures": 1})
+    other = OtherJob.remote()  # type: ignore[attr-defined]
+    ray.get(other.ready.remote(), timeout=30)
+    try:
+        with pytest.raises(DeadlineError, match=r"2 workers .* did not start within 12 s, free now are 1 CPU"):
+            job.run(config.model_copy(update={"resources": resources}), lambda _: None)
+    finally:
+        ray.kill(other)
+
+
+def train_one_after_another(settings: dict[str, Any]) -> None:
+    """Several runs in the same two processes: starting the processes is what takes long."""
+    for one in settings["runs"]:
+        train_worker(dict(one))
+
+
+def test_every_zero_stage_trains_resumes_and_hands_over(tmp_path: Path) -> None:
+    """Each run trains 4 steps; then again from its checkpoint of step 2, which must end with the same bits."""
+    asked: dict[str, tuple[bool, dict[str, Any]]] = {
+        "zero0": (True, {"zero_stage": 0}),
+        "zero1": (False, {"zero_stage": 1, "embeddings": "none"}),
+        "offload": (False, {"zero_stage": 2, "offload": "optimizer"}),
+        "full": (True, {"zero_stage": 2, "lora": None}),
+        "zero3": (True, {"zero_stage": 3, "precision": "bfloat16", "gradient_checkpointing": True}),
+        "plain": (True, {"zero_stage": 2, "lora": {"r": 4, "dropout": 0.0}}),
+    }
+    configs = {name: prepare(tmp_path / name, tied=tied, steps=4, checkpoint_every=2, **train) for name, (tied, train) in asked.items()}
+    exploding = prepare(tmp_path / "exploding", learning_rate=1e3, lora={"r": 4, "alpha": 3e38}, warmup_share=0.0)
+    boards = train_in_one_group([*configs.values(), exploding])
+    assert str(ray.get(boards[-1].take.remote())[2]).startswith("train: step 1 has a gradient norm of inf")
+    assert all(ray.get(b.take.remote())[2] is None for b in boards[:-1])
+    once = {name: final_weights(c) for name, c in configs.items()}
+    for config in configs.values():
+        Run.of(config).checkpoints.path.joinpath("step_00000004").rename(Run.of(config).folder.path / "set-aside")
+    train_in_one_group(list(configs.values()))
+    assert {name: largest_difference(once[name], final_weights(c)) for name, c in configs.items()} == dict.fromkeys(configs, 0.0)
+
+    moved = prepare(tmp_path / "moved", workers=1, steps=4, checkpoint_every=2, zero_stage=3, lora={"r": 4, "dropout": 0.0})
+    halfway = Run.of(configs["plain"]).checkpoints.path / "step_00000002"
+    shutil.copytree(halfway, Run.of(moved).checkpoints.path / halfway.name)
+    train_in_one_group([moved])
+    expected = {step: loss for step, loss in losses(configs["plain"]).items() if step > 2}
+    assert losses(moved) == pytest.approx(expected, abs=1e-5), "two ZeRO-2 workers handed over to one ZeRO-3 worker"
+    assert largest_difference(once["plain"], final_weights(moved)) < 1e-4
+
+
+def train_in_one_group(configs: list[RunConfig]) -> list[Any]:
+    """What job.run does, for several runs in one worker group. Returns the board of each."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    boards = [job.Board.remote() for _ in configs]  # type: ignore[attr-defined]
+    runs = [
+        {"config": c.model_dump_json(), "folder": str(Run.of(c).folder), "steps": c.train.steps, "board": b}
+        for c, b in zip(configs, boards, strict=True)
+    ]
+    TorchTrainer(
+        train_one_after_another,
+        train_loop_config={"runs": runs},
+        scaling_config=job.scaling_config(configs[0].resources),
+        torch_config=TorchConfig(backend="gloo"),
+    ).fit()
+    return boards

@@ -1,0 +1,125 @@
+"""The vocab stage on a local Ray: what it writes works in plain transformers, and is the same twice."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
+
+from conftest import run_data
+from zhlm.config.schema import RunConfig
+from zhlm.errors import BaseModelError, find_user_error
+from zhlm.records import Progress
+from zhlm.storage import Run
+from zhlm.vocab import job
+
+ENGLISH = [
+    f"The {who} reads {n} books in the {where}." for who in ("teacher", "doctor") for n in range(2, 30) for where in ("park", "house")
+]
+CHINESE = [f"{who}在{where}里看了{n}本书。" for who in ("老师", "医生", "小明") for n in range(2, 30) for where in ("公园", "房子")]
+LLAMA = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+GPT2 = GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64)
+
+
+def save_base(folder: Path, config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> None:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    backend.train_from_iterator(ENGLISH, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    tokenizer.save_pretrained(folder)
+    config.vocab_size = len(tokenizer)
+    config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
+
+
+def config_at(folder: Path, **vocab: Any) -> RunConfig:
+    (folder / "zh.txt").write_text("\n".join(CHINESE) + "\n", encoding="utf-8")
+    (folder / "en.txt").write_text("\n".join(ENGLISH) + "\n", encoding="utf-8")
+    data = run_data(folder) | {"vocab": {"add_rows": 40, "pad_to_multiple": 8, **vocab}}
+    return RunConfig.model_validate_json(json.dumps(data))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("base", [LLAMA, GPT2], ids=["llama", "gpt2_tied"])
+def test_the_written_folder(base: PretrainedConfig, tmp_path: Path) -> None:
+    save_base(tmp_path / "base", base, torch.bfloat16)
+    config = config_at(tmp_path)
+    seen: list[Progress] = []
+    facts = job.run(config, seen.append)
+    folder = Run.of(config).vocab.path
+
+    before, after = AutoTokenizer.from_pretrained(tmp_path / "base"), AutoTokenizer.from_pretrained(folder)
+    old = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="auto")
+    new = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert (folder / "model.safetensors").exists() and (folder / "generation_config.json").exists()
+    assert new.dtype == torch.bfloat16
+    assert torch.equal(new.get_input_embeddings().weight[: len(before)], old.get_input_embeddings().weight)
+    assert new.config.vocab_size == facts["rows_after"] == -(-(len(before) + 40) // 8) * 8
+    assert len(after) == len(before) + 40
+    assert facts["added"] == facts["reachable"] == 40
+    assert (facts["rows_before"], facts["parameters_before"]) == (len(before), old.num_parameters())
+    assert facts["parameters_after"] == new.num_parameters()
+    per_character = sum(len(after.encode(t)) for t in CHINESE) / sum(map(len, CHINESE))
+    assert facts["tokens_per_character"]["zh"]["after"] == pytest.approx(per_character)
+    assert facts["tokens_per_character"]["zh"]["before"] > 2 > 2 * per_character
+    assert facts["tokens_per_character"]["en"]["before"] == facts["tokens_per_character"]["en"]["after"]
+    assert facts["learned_from"]["documents"] == len(CHINESE)
+    assert "advice" not in facts
+    proof = json.loads((folder / "verify.json").read_text(encoding="utf-8"))
+    assert proof["unreachable"] == [] and proof["old_texts_same"] == len(ENGLISH)
+    assert {p.unit for p in seen} == {"files", "rows"}
+    json.dumps(facts)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_twice_gives_the_same_bytes_and_leaves_nothing_else(tmp_path: Path) -> None:
+    save_base(tmp_path / "base", LLAMA)
+    config = config_at(tmp_path)
+    facts = [job.run(config, lambda progress: None)]
+    first = digests(Run.of(config).vocab.path)
+    facts.append(job.run(config, lambda progress: None))
+    assert digests(Run.of(config).vocab.path) == first
+    assert facts[0] == facts[1]
+    assert [path.name for path in Run.of(config).folder.path.iterdir()] == ["vocab"]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_fewer_rows_than_asked_and_advice(tmp_path: Path) -> None:
+    save_base(tmp_path / "base", LLAMA)
+    config = config_at(tmp_path, add_rows=5000, init="mean")
+    (tmp_path / "zh.txt").write_text("The teacher reads qq qq books.\n", encoding="utf-8")
+    facts = job.run(config, lambda progress: None)
+    assert facts["asked"] == 5000
+    assert 0 < facts["added"] < 5
+    assert "vocab: null" in facts["advice"] and "zh" in facts["advice"]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_broken_corpus_file_is_the_users_mistake_and_writes_nothing(tmp_path: Path) -> None:
+    save_base(tmp_path / "base", LLAMA)
+    config = config_at(tmp_path)
+    (tmp_path / "zh.txt").write_bytes("好\n".encode() + b"\xff\xfe bad\n")
+    with pytest.raises(Exception, match="not UTF-8") as caught:
+        job.run(config, lambda progress: None)
+    mistake = find_user_error(caught.value)
+    assert mistake is not None and "zh.txt line 2" in str(mistake)
+    assert not Run.of(config).vocab.exists()
+
+
+def test_a_tokenizer_longer_than_the_embedding(tmp_path: Path) -> None:
+    save_base(tmp_path / "base", LLAMA)
+    LLAMA.vocab_size = 100
+    AutoModelForCausalLM.from_config(LLAMA).save_pretrained(tmp_path / "base")
+    with pytest.raises(BaseModelError, match=r"entries but the embedding only 100 rows"):
+        job.run(config_at(tmp_path), lambda progress: None)

@@ -1,0 +1,131 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from zhlm.errors import BaseModelError
+from zhlm.model.load import check_base, embedding_rows, load_model, load_model_config, local_folder, model_positions
+
+SMALL = dict(
+    vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8
+)
+CONFIGS = [
+    (LlamaConfig(**SMALL, max_position_embeddings=64), 64),
+    (Qwen2Config(**SMALL, max_position_embeddings=48), 48),
+    (Qwen3Config(**SMALL, max_position_embeddings=32), 32),
+    (GPT2Config(vocab_size=40, n_positions=24, n_embd=16, n_layer=1, n_head=2), 24),
+    (BloomConfig(vocab_size=40, hidden_size=16, n_layer=1, n_head=2), None),
+]
+
+
+def save(config: PretrainedConfig, folder: Path) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return model
+
+
+@pytest.mark.parametrize(("config", "positions"), CONFIGS, ids=lambda v: getattr(v, "model_type", None))
+def test_loads_each_class_with_its_weights_and_positions(config: PretrainedConfig, positions: int | None, tmp_path: Path) -> None:
+    saved = save(config, tmp_path)
+    loaded = load_model(str(tmp_path))
+    assert type(loaded) is type(saved)
+    assert not loaded.training
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), loaded.parameters(), strict=True))
+    assert model_positions(loaded) == model_positions(loaded.config) == positions
+    assert embedding_rows(loaded.config) == 40
+
+
+def test_dtype_is_float32_or_as_saved(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(CONFIGS[0][0]).to(torch.bfloat16).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path)).dtype == torch.float32
+    assert load_model(str(tmp_path), dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"gone does not exist; correct base\.model"):
+        local_folder(str(tmp_path / "gone"))
+    with pytest.raises(BaseModelError, match="does not exist"):
+        local_folder("./no/such")
+    with pytest.raises(BaseModelError, match="neither a folder here nor a hub name"):
+        local_folder("not a name!")
+
+
+def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("x")
+    with pytest.raises(BaseModelError, match="is a file, expected a folder"):
+        local_folder(str(tmp_path / "model.safetensors"))
+
+
+def test_a_hub_name_offline_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # No such host: the look-up fails at once, with or without a network.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(BaseModelError, match="no folder here and the hub did not give it") as caught:
+        load_model("nobody-here/no-such-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_config_and_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"has no config\.json"):
+        load_model(str(tmp_path))
+    save(CONFIGS[0][0], tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(BaseModelError, match="has no weights"):
+        load_model(str(tmp_path))
+
+
+def test_torn_weights_and_a_torn_config(tmp_path: Path) -> None:
+    save(CONFIGS[0][0], tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(BaseModelError, match="cannot be loaded"):
+        load_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "lla')
+    with pytest.raises(BaseModelError, match=r"config\.json of .* cannot be read"):
+        load_model_config(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "nobody"}')
+    with pytest.raises(BaseModelError, match="nobody"):
+        load_model_config(str(tmp_path))
+
+
+def test_weights_that_differ_from_the_config(tmp_path: Path) -> None:
+    save(CONFIGS[0][0], tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 50}))
+    with pytest.raises(BaseModelError, match="cannot be loaded"):
+        load_model(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    with pytest.raises(BaseModelError, match=r"lack 9 tensors of LlamaForCausalLM, such as model\.layers\.1\."):
+        load_model(str(tmp_path))
+
+
+def test_a_model_without_a_causal_class(tmp_path: Path) -> None:
+    BertModel(BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(BaseModelError, match="causal"):
+        load_model(str(tmp_path))
+
+
+def test_check_base_compares_tokenizer_and_embedding(tmp_path: Path) -> None:
+    save(CONFIGS[0][0], tmp_path)
+    check_base(str(tmp_path), None, 40)
+    with pytest.raises(BaseModelError, match="has 41 entries but the embedding only 40 rows; use the tokenizer"):
+        check_base(str(tmp_path), None, 41)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(BaseModelError, match="has no tokenizer"):
+        check_base(str(tmp_path), None, 40)

@@ -1,0 +1,97 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, PreTrainedModel
+
+from zhlm.errors import BaseModelError
+from zhlm.model.inspect import is_tied
+from zhlm.model.load import load_model
+from zhlm.model.resize import add_rows
+
+SMALL = dict(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL),
+    "llama_tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "gpt2": GPT2Config(vocab_size=40, n_positions=24, n_embd=16, n_layer=1, n_head=2),
+    "bloom": BloomConfig(vocab_size=40, hidden_size=16, n_layer=1, n_head=2),
+}
+
+
+def create(kind: str) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[kind]))
+
+
+def marked(old_VD: torch.Tensor) -> torch.Tensor:
+    """Seven new rows that differ, made from the old ones."""
+    return old_VD[:7] * 2 + 1
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_old_rows_and_logits_stay_and_the_folder_reloads(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create(kind).eval()
+    tied = is_tied(model)
+    ids = torch.tensor([[3, 1, 39, 12, 0]])
+    with torch.no_grad():
+        logits_before = model(ids).logits
+    rows_in = model.get_input_embeddings().weight.detach().clone()
+    rows_out = model.get_output_embeddings().weight.detach().clone()
+
+    assert add_rows(model, 40, 7, marked, pad_to_multiple=16) == 48
+
+    assert model.config.vocab_size == 48
+    assert is_tied(model) is tied
+    for now, before in ((model.get_input_embeddings().weight, rows_in), (model.get_output_embeddings().weight, rows_out)):
+        assert torch.equal(now[:40], before)
+        assert torch.equal(now[40:47], marked(before))
+        assert torch.allclose(now[47:], before.mean(0))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits[..., :40], logits_before)
+
+    model.save_pretrained(tmp_path)
+    again = load_model(str(tmp_path))
+    assert is_tied(again) is tied
+    with torch.no_grad():
+        assert torch.equal(again(torch.tensor([[3, 44]])).logits, model(torch.tensor([[3, 44]])).logits)
+
+
+def test_padding_rows_of_the_base_are_taken_first() -> None:
+    model = create("llama")
+    before = model.get_input_embeddings().weight.detach().clone()
+    assert add_rows(model, 30, 7, marked) == 40
+    now = model.get_input_embeddings().weight
+    assert torch.equal(now[:30], before[:30])
+    assert torch.equal(now[30:37], marked(before))
+    assert torch.equal(now[37:], before[37:])
+
+
+def test_half_precision_stays_and_is_averaged_in_float32() -> None:
+    model = create("llama").to(torch.bfloat16)
+    seen: list[torch.dtype] = []
+
+    def mean(old_VD: torch.Tensor) -> torch.Tensor:
+        seen.append(old_VD.dtype)
+        return old_VD.mean(0, keepdim=True)
+
+    assert add_rows(model, 40, 1, mean) == 41
+    assert seen == [torch.float32, torch.float32]
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+def test_twice_gives_the_same() -> None:
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        model = create("gpt2")
+        torch.manual_seed(len(weights))
+        add_rows(model, 40, 7, marked, pad_to_multiple=64)
+        weights.append(model.get_input_embeddings().weight)
+    assert torch.equal(*weights)
+
+
+def test_a_tokenizer_longer_than_the_embedding_is_refused() -> None:
+    model = create("llama")
+    with pytest.raises(BaseModelError, match="50 entries but the embedding only 40 rows"):
+        add_rows(model, 50, 7, marked)

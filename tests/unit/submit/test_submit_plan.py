@@ -1,0 +1,161 @@
+"""The plan: estimates before a run, facts after it, memory under each ZeRO stage."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zhlm.config.schema import RunConfig
+from zhlm.config.stages import reads
+from zhlm.errors import BaseModelError
+from zhlm.model.shape import parameters, shape_of
+from zhlm.submit.memory import count_parameters, worker_memory
+from zhlm.submit.plan import format_plan, make_plan
+from zhlm.submit.sources import base_folder, trained_shape
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128,
+    "vocab_size": 1000, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+def config(folder: Path, **changes: Any) -> RunConfig:
+    base = folder / "base"
+    base.mkdir(exist_ok=True)
+    (base / "config.json").write_text(json.dumps(LLAMA))
+    (folder / "zh.txt").write_bytes(b"z" * 100_000)
+    (folder / "en.txt").write_bytes(b"e" * 10_000)
+    data: dict[str, Any] = {
+        "name": "tiny",
+        "storage": {"root": str(folder / "runs")},
+        "base": {"model": str(base)},
+        "streams": [
+            {"name": "zh", "role": "new", "paths": [str(folder / "zh.txt")], "weight": 3.0},
+            {"name": "en", "role": "old", "paths": [str(folder / "en.txt")], "weight": 1.0},
+        ],
+        "pack": {"block_tokens": 100, "validation_share": 0.0},
+        "train": {"epochs": 1.0, "global_batch_blocks": 10},
+    }
+    for section, values in changes.items():
+        data[section] = (data.get(section) or {}) | values if isinstance(values, dict) else values
+    return RunConfig.model_validate_json(json.dumps(data))
+
+
+def write_manifest(run: RunConfig, stage: str, folder: str, facts: dict[str, Any]) -> None:
+    place = Path(run.storage.root) / run.name / folder
+    place.mkdir(parents=True)
+    manifest = {"reads": {"config": reads(run, stage)}, "facts": facts}  # type: ignore[arg-type]
+    (place / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_estimate_from_file_sizes(tmp_path: Path) -> None:
+    plan = make_plan(config(tmp_path))
+    zh, en = plan.streams
+    assert (zh.available.tokens, zh.available.blocks) == (45_000, 450)  # 100 kB at 0.45 tokens, for a small vocabulary
+    assert plan.steps == 60 and plan.blocks == 600 and plan.tokens == 60_000
+    assert zh.seen_times == pytest.approx(1.0) and en.seen_times == pytest.approx(150 / 45)
+    text = format_plan(plan)
+    assert "~uses 100%" in text and "~repeats 3.3x" in text and "~60 of ~600 blocks" in text
+    assert text.isascii()
+
+
+def test_facts_of_the_pack_stage_replace_the_estimate(tmp_path: Path) -> None:
+    run = config(tmp_path)
+    counted = {"zh": {"train": {"tokens": 29_900, "blocks": 300, "documents": 50}}, "en": {"train": {"tokens": 9_990, "blocks": 100}}}
+    write_manifest(run, "pack", "blocks", {"streams": counted})
+    plan = make_plan(run)
+    assert plan.steps == 40 and plan.streams[0].available.documents == 50
+    assert "repeats" not in (line := format_plan(plan).splitlines()[3]) and "29,900" in line and "~" not in line
+    # Another block size makes them the facts of another run.
+    assert make_plan(config(tmp_path, pack={"block_tokens": 50})).streams[0].available.tokens == 45_000
+
+
+def test_sample_before_it_is_made(tmp_path: Path) -> None:
+    sample = {"corpus": {"documents": 1000, "held_out_documents": 100}, "base": {"paths": ["sample://en"], "vocabulary": 512}}
+    streams = [{"name": "zh", "role": "new", "paths": ["sample://zh"], "held_out": ["sample://zh_held_out"]}]
+    plan = make_plan(config(tmp_path, sample=sample, base={"model": "sample://base"}, streams=streams, vocab={"add_rows": 88}))
+    assert plan.streams[0].available.documents == 900
+    assert plan.vocabulary == 600 and not plan.vocabulary_final
+    assert "~600 vocabulary rows" in format_plan(plan)
+
+
+def test_extended_base_is_read_once_it_is_there(tmp_path: Path) -> None:
+    run = config(tmp_path, vocab={"add_rows": 100, "pad_to_multiple": 64})
+    assert trained_shape(run)[0].vocabulary == 1152
+    write_manifest(run, "vocab", "vocab", {})
+    (Path(run.storage.root) / "tiny" / "vocab" / "config.json").write_text(json.dumps(LLAMA | {"vocab_size": 1088}))
+    shape, final = trained_shape(run)
+    assert (shape.vocabulary, final) == (1088, True)
+
+
+def test_trainable_and_frozen(tmp_path: Path) -> None:
+    shape = shape_of(LLAMA)
+    parts = parameters(shape)
+    total = sum(parts.values())
+    full = count_parameters(config(tmp_path, train={"lora": None}), shape)
+    assert (full.trainable, full.frozen) == (total, 0)
+    lora = 4 * 8 * (4 * (64 + 64) + 3 * (64 + 128))
+    frozen = count_parameters(config(tmp_path, train={"lora": {"r": 8}, "embeddings": "none"}), shape)
+    assert (frozen.trainable, frozen.frozen) == (lora, total)  # as peft counts: the originals stay
+    rows = count_parameters(config(tmp_path, train={"lora": {"r": 8}}), shape)
+    assert rows.trainable == lora + parts["embeddings"] + parts["head"]
+    assert rows.checkpoint_bytes == 12 * rows.trainable
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("train", [{"lora": None}, {"embeddings": "none"}, {"embeddings": "all", "lora": {"r": 4, "targets": ["q_proj"]}}])
+def test_counts_are_those_of_training(tmp_path: Path, tied: bool, train: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from zhlm.model import lora
+
+    sizes = LLAMA | {"tie_word_embeddings": tied}
+    run = config(tmp_path, train=train)
+    model = lora.make_trainable(AutoModelForCausalLM.from_config(LlamaConfig(**sizes)), run.train, 1)
+    counted = count_parameters(run, shape_of(sizes))
+    assert lora.count_parameters(model) == {"trained": counted.trainable, "frozen": counted.frozen}
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "states"), [(0, 4, 4, 8), (1, 4, 4, 12 / 4), (2, 4, 4 / 4, 12 / 4), (3, None, 4 / 4, 12 / 4)]
+)
+def test_memory_by_stage(tmp_path: Path, stage: int, weights: float | None, gradients: float, states: float) -> None:
+    shape = shape_of(LLAMA)
+    total = sum(parameters(shape).values())
+    run = config(tmp_path, train={"lora": None, "zero_stage": stage})
+    parts = {p.name: p.size_bytes for p in worker_memory(run, shape, 4)}
+    gathered = total + 1000 * 64 * 4  # a quarter of 4 bytes each, and the embedding whole
+    assert parts["weights"] == (gathered if weights is None else total * weights)
+    assert parts["gradients"] == pytest.approx(total * gradients, abs=4)
+    assert parts["optimizer states"] == pytest.approx(total * states, abs=4)
+    assert parts["logits"] == 4 * 100 * 1000 * 12
+
+
+def test_precision_offload_and_checkpointing(tmp_path: Path) -> None:
+    shape = shape_of(LLAMA)
+    plain = {p.name: p for p in worker_memory(config(tmp_path), shape, 1)}
+    settings = {"precision": "bfloat16", "offload": "optimizer", "gradient_checkpointing": True}
+    small = {p.name: p for p in worker_memory(config(tmp_path, train=settings), shape, 1)}
+    assert small["weights"].size_bytes * 2 == plain["weights"].size_bytes
+    assert small["optimizer states"].on_host and not plain["optimizer states"].on_host
+    assert small["activations"].size_bytes < plain["activations"].size_bytes / 4
+
+
+def test_hub_name_that_is_not_cached(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"nobody/nothing is not reachable .*; check base\.model and the network"):
+        make_plan(config(tmp_path, base={"model": "nobody/nothing"}))
+
+
+def test_missing_folder_is_not_taken_for_a_hub_name(tmp_path: Path) -> None:
+    for missing in ("./models/x", str(tmp_path / "x"), "a/b/c"):
+        with pytest.raises(BaseModelError, match="does not exist"):
+            base_folder(config(tmp_path, base={"model": missing}))
+
+
+def test_remote_corpus_leaves_sizes_open(tmp_path: Path) -> None:
+    streams = [{"name": "zh", "role": "new", "paths": ["s3://bucket/zh"]}]
+    text = format_plan(make_plan(config(tmp_path, streams=streams)))
+    assert "size unknown until packed" in text and "? of ? blocks" in text
+    text = format_plan(make_plan(config(tmp_path, streams=streams, train={"epochs": None, "steps": 5})))
+    assert "  5 of 50 blocks in all" in text

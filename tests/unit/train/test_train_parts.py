@@ -1,0 +1,127 @@
+"""The DeepSpeed dict, the metrics file and the held-out measurement, on one process."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed
+from transformers import LlamaForCausalLM
+
+from conftest import VOCABULARY, save_tiny_llama, write_blocks
+from zhlm.blocks.read import BlockReader
+from zhlm.config.schema import TrainConfig
+from zhlm.objectives.causal import make_batch, sum_nats
+from zhlm.records import Blocks
+from zhlm.storage import Place
+from zhlm.train.engine import deepspeed_config
+from zhlm.train.metrics import MetricsLog
+from zhlm.train.schedule import share_of
+from zhlm.train.validate import held_out, validate
+
+
+def deepspeed_of(world_size: int = 2, **settings: Any) -> dict[str, Any]:
+    train = TrainConfig(steps=1, **settings)
+    return deepspeed_config(train, share_of(train.global_batch_blocks, train.micro_batch_blocks, world_size), world_size)
+
+
+def test_batch_sizes_agree_with_each_other_for_any_number_of_workers() -> None:
+    for world_size in (1, 2, 3, 5, 64):
+        made = deepspeed_of(world_size, global_batch_blocks=16, micro_batch_blocks=4)
+        product = made["train_micro_batch_size_per_gpu"] * made["gradient_accumulation_steps"] * world_size
+        assert made["train_batch_size"] == product >= 16
+
+
+def test_settings_reach_deepspeed() -> None:
+    plain = deepspeed_of(zero_stage=1, max_grad_norm=None)
+    assert plain["zero_optimization"] == {"stage": 1} and plain["gradient_clipping"] == 0.0 and plain["bf16"] == {"enabled": False}
+    other = deepspeed_of(zero_stage=3, offload="optimizer", precision="bfloat16", max_grad_norm=0.5)
+    assert other["zero_optimization"] == {"stage": 3, "offload_optimizer": {"device": "cpu"}}
+    assert other["gradient_clipping"] == 0.5 and other["bf16"] == {"enabled": True}
+    assert not {"optimizer", "scheduler"} & set(other), "both are ours, and would be applied twice"
+
+
+@pytest.mark.parametrize("settings", [{"zero_stage": s} for s in range(4)] + [{"zero_stage": 2, "offload": "optimizer"}])
+def test_deepspeed_itself_accepts_the_dict(settings: dict[str, Any]) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    made = deepspeed_of(1, **settings)
+    accepted = DeepSpeedConfig(made)
+    assert accepted.zero_config.stage == settings["zero_stage"]
+    assert accepted.gradient_accumulation_steps == made["gradient_accumulation_steps"]
+    assert accepted.gradient_clipping == 1.0
+
+
+def test_metrics_are_rows_and_a_restart_forgets_what_will_be_told_again(tmp_path: Path) -> None:
+    place = Place(tmp_path / "metrics.jsonl")
+    log = MetricsLog(place, 0)
+    for step in range(5):
+        log.append({"step": step, "try": 1})
+    assert not place.exists()
+    log.flush()
+    again = MetricsLog(place, 2)
+    again.append({"step": 3, "try": 2})
+    again.flush()
+    assert [(r["step"], r["try"]) for r in map(json.loads, place.read_text().splitlines())] == [(0, 1), (1, 1), (2, 1), (3, 2)]
+    fresh = MetricsLog(place, 0)
+    fresh.append({"step": 0, "try": 3})
+    fresh.flush()
+    assert place.read_text() == '{"step": 0, "try": 3}\n'
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> BlockReader:
+    write_blocks(tmp_path, ["zh", "en"])
+    return BlockReader(Place(tmp_path / "blocks"), {"zh": 1.0, "en": 1.0}, "validation", 1)
+
+
+@pytest.mark.parametrize(("world_size", "micro"), [(1, 2), (2, 2), (3, 1), (7, 4)])
+def test_the_ranks_share_the_held_out_blocks(reader: BlockReader, world_size: int, micro: int) -> None:
+    ranks = [held_out(reader, ["zh", "en"], 5, micro, rank, world_size) for rank in range(world_size)]
+    for stream in range(2):
+        assert {len(parts[stream].batches) for parts in ranks} == {math.ceil(math.ceil(5 / world_size) / micro)}
+        whole = make_batch(reader.first(stream, 5))
+        assert sum(b.num_targets for parts in ranks for b in parts[stream].batches) == whole.num_targets
+        assert sum(b.num_tokens for parts in ranks for b in parts[stream].batches) == whole.num_tokens
+
+
+def test_bits_per_byte_of_a_model_that_knows_nothing(reader: BlockReader, one_process: None) -> None:
+    """Uniform over the vocabulary: each target costs log2(vocabulary) bits, and the sample has 2 bytes per token."""
+
+    class Uniform(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+            return type("Out", (), {"logits": torch.zeros(*input_ids.shape, VOCABULARY)})
+
+    model = Uniform().train()
+    found = validate(model, held_out(reader, ["zh", "en"], 3, 2, 0, 1), torch.device("cpu"))
+    shards = [reader.shards(s) for s in range(2)]
+    for stream, part in zip(("zh", "en"), shards, strict=True):
+        tokens, documents, size = (sum(getattr(s, name) for s in part) for name in ("tokens", "documents", "utf8_bytes"))
+        assert found[stream]["bits_per_byte"] == pytest.approx(math.log2(VOCABULARY) * (tokens - documents) / size)
+    assert model.training, "left as it was"
+
+
+def test_bits_per_byte_does_not_depend_on_the_batching(reader: BlockReader, one_process: None, tmp_path: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(save_tiny_llama(tmp_path / "base")).eval()
+    found = [
+        validate(model, held_out(reader, ["zh"], 5, micro, 0, 1), torch.device("cpu"))["zh"]["bits_per_byte"] for micro in (1, 2, 4, 5)
+    ]
+    assert found == pytest.approx([found[0]] * 4, rel=1e-6)
+    with torch.no_grad():
+        whole: Blocks = reader.first(0, 5)
+        batch = make_batch(whole)
+        nats_per_target = float(sum_nats(model, batch)) / batch.num_targets
+    shards = reader.shards(0)
+    targets_per_byte = np.sum([s.tokens - s.documents for s in shards]) / np.sum([s.utf8_bytes for s in shards])
+    assert found[0] == pytest.approx(nats_per_target / math.log(2) * targets_per_byte, rel=1e-6)

@@ -1,0 +1,53 @@
+# ruff: noqa: F401, F811 - fixtures are imported by name
+import json
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+from vocab_tokenizers import chinese, english, gpt2_tokenizer
+
+from zhlm.config.schema import StreamConfig
+from zhlm.corpus.files import find_files
+from zhlm.tokenizer.load import tokenizer_json
+from zhlm.vocab import count
+from zhlm.vocab.bytelevel import ByteLevel
+from zhlm.vocab.count import count_file, plan_counts
+
+
+def corpus(folder: Path, chinese: list[str], english: list[str]) -> tuple[list[StreamConfig], dict[str, list[count.SourceFile]]]:
+    (folder / "a.txt").write_text("\n".join(chinese[:100]), encoding="utf-8")
+    (folder / "b.jsonl").write_text("\n".join(json.dumps({"words": t}) for t in chinese[100:]), encoding="utf-8")
+    (folder / "en.txt").write_text("\n".join(english), encoding="utf-8")
+    streams = [
+        StreamConfig(name="zh", paths=["zh"], role="new", field="words"),
+        StreamConfig(name="en", paths=["en"], role="old"),
+    ]
+    return streams, {"zh": find_files([str(folder / "a.txt"), str(folder / "b.jsonl")]), "en": find_files([str(folder / "en.txt")])}
+
+
+def test_all_of_a_small_corpus_is_counted(
+    gpt2_tokenizer: PreTrainedTokenizerFast, chinese: list[str], english: list[str], tmp_path: Path
+) -> None:
+    streams, files = corpus(tmp_path, chinese, english)
+    tasks = plan_counts(streams, files)
+    found = [count_file(task, tokenizer_json(gpt2_tokenizer)) for task in tasks]
+    assert [task.stream for task in tasks] == ["zh", "zh", "en"]
+    assert [c.documents for c in found] == [100, 200, 0]
+    assert [len(c.sample) for c in found] == [100, 200, len(english)]
+    base = ByteLevel.of(gpt2_tokenizer.backend_tokenizer)
+    assert sum(found[0].pre_tokens.values()) == sum(len(base.pre_tokens(t)) for t in chinese[:100])
+    assert not found[2].pre_tokens
+
+
+def test_a_large_corpus_is_shared_by_size(
+    gpt2_tokenizer: PreTrainedTokenizerFast, chinese: list[str], english: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(count, "LEARN_CHARS", 600)
+    monkeypatch.setattr(count, "SAMPLE_CHARS", 300)
+    streams, files = corpus(tmp_path, chinese, english)
+    found = [count_file(task, tokenizer_json(gpt2_tokenizer)) for task in plan_counts(streams, files)]
+    longest = max(map(len, chinese))
+    assert 600 <= found[0].characters + found[1].characters <= 600 + 2 * (longest + 1)
+    assert found[0].characters < found[1].characters
+    assert 300 <= sum(len(t) for c in found[:2] for t in c.sample) <= 300 + 2 * (longest + 1)
+    assert len(found[2].sample) < len(english)

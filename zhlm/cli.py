@@ -1,0 +1,189 @@
+"""The `zhlm` command: one thin line per verb. Everything is imported when its verb is used, so that --help is instant."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from zhlm.errors import RunError, UserError, ZhlmError
+
+ADDRESS = "http://127.0.0.1:8265"
+EXAMPLES = """\
+examples:
+  zhlm plan configs/sample.yaml                        what it will do and need, before anything starts
+  zhlm run configs/sample.yaml                         all stages, here
+  zhlm run configs/sample.yaml --set train.steps=50    with a setting changed
+  zhlm submit configs/sample.yaml                      the same on a cluster
+  zhlm generate runs/sample --prompt "今天"            base and adapted model side by side
+  zhlm serve runs/sample                               OpenAI-compatible server
+
+Finished stages are skipped when a command is given again; Ctrl-C loses at most the steps since the last checkpoint.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 1 for a failure, 2 for a user's mistake, 130 when interrupted."""
+    options = build_parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = options.call
+    try:
+        return run(options)
+    except ZhlmError as error:
+        print(f"zhlm: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("zhlm: interrupted", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs and options; a test holds them fixed, because settings belong into the config file."""
+    parser = argparse.ArgumentParser(
+        prog="zhlm",
+        description="Teach an existing language model Chinese, on this machine or a Ray cluster. One YAML file describes a run.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = _verb(verbs, "run", _run, "run all stages of a config here; finished ones are skipped")
+    _config_options(run)
+    run.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, and stop")
+
+    plan = _verb(verbs, "plan", _plan, "print steps, repeats, memory and what the cluster must have; starts nothing")
+    _config_options(plan)
+    plan.add_argument("--cluster", metavar="YAML", help="also check that this cluster-launcher file can hold the run")
+
+    submit = _verb(verbs, "submit", _submit, "send the current folder to a cluster, run the config there, follow its log")
+    _config_options(submit)
+    _address_option(submit)
+
+    _address_option(_verb(verbs, "jobs", _jobs, "list the jobs of a cluster"))
+
+    logs = _verb(verbs, "logs", _logs, "print the log of a job")
+    logs.add_argument("id", metavar="ID", help="as `zhlm jobs` shows it")
+    _address_option(logs)
+    logs.add_argument("--follow", action="store_true", help="go on until the job ends")
+
+    stop = _verb(verbs, "stop", _stop, "stop a job")
+    stop.add_argument("id", metavar="ID", help="as `zhlm jobs` shows it")
+    _address_option(stop)
+
+    _generate_options(_verb(verbs, "generate", _generate, "continue prompts with the base and the adapted model, side by side"))
+
+    serve = _verb(verbs, "serve", _serve, "serve the merged model of a run with an OpenAI-compatible API, until stopped")
+    serve.add_argument("run", metavar="RUN", help="run folder, such as runs/sample")
+    serve.add_argument("--port", type=_number(int, 1, 65535), metavar="N", help="port to listen on (the config's serve.port)")
+    return parser
+
+
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _verb(verbs: Verbs, name: str, call: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(call=call)
+    return parser
+
+
+def _config_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="FILE", help="YAML file of the run, such as configs/sample.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override a setting; may be repeated")
+
+
+def _address_option(parser: argparse.ArgumentParser) -> None:
+    default = os.environ.get("RAY_API_SERVER_ADDRESS", ADDRESS)
+    parser.add_argument(
+        "--address", metavar="URL", default=default, help=f"the cluster's dashboard (RAY_API_SERVER_ADDRESS, else {ADDRESS})"
+    )
+
+
+def _generate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder, such as runs/sample")
+    parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="text to continue; may be repeated")
+    parser.add_argument(
+        "--top-p", type=_number(float, 1e-6, 1), default=0.9, metavar="P", help="sample among the likeliest tokens of this total (0.9)"
+    )
+    parser.add_argument("--temperature", type=_number(float, 0, 100), default=0.8, metavar="T", help="0 is greedy (0.8)")
+    parser.add_argument(
+        "--num-return-sequences", type=_number(int, 1, 1000), default=1, metavar="N", help="continuations of each prompt (1)"
+    )
+    parser.add_argument("--max-new-tokens", type=_number(int, 1, 1_000_000), default=64, metavar="N", help="length of a continuation (64)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed gives the same text (1)")
+
+
+def _number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g} to {most:g}")
+        return value
+
+    return parse
+
+
+def _run(options: argparse.Namespace) -> int:
+    from zhlm.pipeline import run_file
+
+    return run_file(options.config, options.set, dry_run=options.dry_run)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from zhlm.config.load import load_config
+    from zhlm.submit.plan import format_plan, make_plan
+    from zhlm.submit.preflight import check_cluster_file
+
+    config = load_config(options.config, options.set)
+    print(format_plan(make_plan(config)))
+    if options.cluster:
+        check_cluster_file(config, options.cluster)
+        print(f"  {options.cluster} can hold it")
+    return 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from zhlm.submit.jobs import submit
+
+    return submit(options.config, options.set, options.address)
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    from zhlm.submit.jobs import list_jobs
+
+    print(list_jobs(options.address))
+    return 0
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from zhlm.submit.jobs import show_log
+
+    return show_log(options.id, options.address, follow=options.follow)
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from zhlm.submit.jobs import stop
+
+    return stop(options.id, options.address)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    # Loaded by name: a static import would make the command depend on torch.
+    generate = importlib.import_module("zhlm.evaluate.generate").run_generate
+    settings = ("top_p", "temperature", "num_return_sequences", "max_new_tokens", "seed")
+    print(generate(_run_folder(options.run), options.prompt, **{name: getattr(options, name) for name in settings}))
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    importlib.import_module("zhlm.serve.job").serve_run(_run_folder(options.run), options.port)
+    return 0
+
+
+def _run_folder(given: str) -> str:
+    if "://" not in given and not os.path.isfile(os.path.join(given, "config.yaml")):
+        raise RunError(f"run: {given} holds no config.yaml, expected a run folder such as runs/sample; run `zhlm run FILE` first")
+    return given

@@ -1,0 +1,293 @@
+"""What a run is: one frozen model per section of the YAML file, with meaning and unit under each field.
+
+Everything a run does follows from one `RunConfig`. Numbers that can be computed from it (accumulation, warm-up steps, the DeepSpeed
+dict) are computed where they are used, never written here a second time.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StorageConfig(Section):
+    root: str = "runs"
+    """Folder that holds all runs: a local path (NFS included) or s3://bucket/prefix, gs://bucket/prefix."""
+
+
+class SampleCorpusConfig(Section):
+    documents: Positive = 16000
+    """Stories to generate in each language, held-out ones included."""
+    held_out_documents: Positive = 400
+    """Stories of each language kept out of the training files."""
+    seed: int = 11
+
+
+class ScratchBaseConfig(Section):
+    """A small Llama trained from scratch, for when no base model is at hand."""
+
+    paths: Annotated[list[str], Field(min_length=1)]
+    """Corpus the tokenizer and the model are trained on."""
+    field: str | None = None
+    vocabulary: Positive = 1536
+    """Tokenizer entries, the 256 bytes and the special tokens included."""
+    layers: Positive = 4
+    width: Positive = 128
+    heads: Positive = 4
+    positions: Positive = 1024
+    """Longest sequence the model can take, in tokens."""
+    block_tokens: Positive = 256
+    """Tokens in a training sequence: whole documents side by side; a longer one is cut."""
+    steps: Positive = 500
+    batch_tokens: Positive = 2048
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-2
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.block_tokens > self.positions:
+            raise ValueError(f"block_tokens {self.block_tokens} exceeds positions {self.positions}; lower the first or raise the second")
+        if self.block_tokens > self.batch_tokens:
+            raise ValueError(
+                f"block_tokens {self.block_tokens} exceeds batch_tokens {self.batch_tokens}; lower the first or raise the second"
+            )
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width {self.width} is not an even multiple of heads {self.heads}; set width to a multiple of {2 * self.heads}"
+            )
+        return self
+
+
+class SampleConfig(Section):
+    """What the `sample` stage makes first; its files are named sample://... everywhere else in the config."""
+
+    corpus: SampleCorpusConfig | None = None
+    """Generate the bilingual corpus of known entropy. None: use files of your own."""
+    base: ScratchBaseConfig | None = None
+    """Train a tiny base model. None: use a real one."""
+
+
+class BaseConfig(Section):
+    model: str
+    """Hugging Face hub name, or a folder with model and tokenizer (sample://base is the one of the sample stage)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+
+
+class StreamConfig(Section):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    paths: Annotated[list[str], Field(min_length=1)]
+    """Files, globs or folders: .txt (a document per line), .jsonl, .parquet, each also .gz."""
+    role: Literal["new", "old"]
+    """new: the language to learn. old: replay, so that the base does not forget."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share of the trained tokens, relative to the other streams' weights."""
+    field: str | None = None
+    """JSONL key or Parquet column of the text. None: the first of text, completion, content that exists."""
+    held_out: list[str] = []
+    """Files for validation and evaluation. Empty: a share of `paths` is held out by a hash of each document."""
+
+
+class VocabConfig(Section):
+    add_rows: Positive = 512
+    """At most this many new pieces, learned by continued BPE training on the `new` streams."""
+    init: Literal["subword_mean", "mean"] = "subword_mean"
+    """Start of a new row: mean of the old pieces that spelled it, or mean of all old rows."""
+    pad_to_multiple: Positive = 1
+    """Rows of the embedding are padded to a multiple of this (64 suits GPUs)."""
+
+
+class CleanConfig(Section):
+    normalise: bool = True
+    """Unicode NFC, line ends, control characters and doubled spaces; Chinese punctuation is kept as it is."""
+    min_chars: Positive = 2
+    max_chars: Positive = 1_000_000
+    min_han_share: Share = 0.0
+    """Least share of Han characters among the non-space ones, for streams of role `new`."""
+    max_repeated_share: Share = 1.0
+    """Largest share of a document's lines that may repeat an earlier line."""
+
+
+class PackConfig(Section):
+    block_tokens: Annotated[int, Field(ge=8)] = 1024
+    """Tokens in a block: the length of the sequences the model trains on."""
+    packing: Literal["best_fit", "concat"] = "best_fit"
+    """best_fit: a document that fits a block is never cut. concat: one long tape cut into blocks."""
+    document_start: Literal["bos", "none"] = "none"
+    document_end: Literal["eos", "none"] = "eos"
+    engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"
+    """auto: gigatoken where it agrees with the reference on a sample of the corpus, else tokenizers."""
+    clean: CleanConfig = CleanConfig()
+    deduplicate: bool = True
+    """Drop exact copies of a document, across all files of a stream."""
+    validation_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+    """Share of documents held out by hash, for streams without `held_out` files."""
+
+
+class LoraConfig(Section):
+    r: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    dropout: Share = 0.0
+    targets: Literal["auto"] | list[str] = "auto"
+    """auto: every linear layer of the transformer blocks. Or module name endings, such as [q_proj, v_proj]."""
+
+
+class TrainConfig(Section):
+    steps: Positive | None = None
+    """Optimizer steps. Give this or `epochs`."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the largest stream, counted in blocks and weighed like the mix. Give this or `steps`."""
+    global_batch_blocks: Positive = 16
+    """Blocks in one optimizer step, whatever the number of workers."""
+    micro_batch_blocks: Positive = 4
+    """Blocks one worker holds in memory at a time."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    embedding_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """For trained embeddings and head. None: the same as learning_rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_share: Share = 0.05
+    """Share of the steps in which the rate rises from zero."""
+    final_rate_share: Share = 0.1
+    """Rate at the last step, as a share of learning_rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: Literal["none", "optimizer"] = "none"
+    """optimizer: ZeRO keeps the optimizer state in CPU memory."""
+    lora: LoraConfig | None = LoraConfig()
+    """None: all parameters are trained."""
+    embeddings: Literal["none", "all"] = "all"
+    """With LoRA: also train the input embeddings and the output head, or neither."""
+    gradient_checkpointing: bool = False
+    log_every: Positive = 5
+    """Steps between rows of metrics.jsonl."""
+    validate_every: Positive = 100
+    """Steps between measurements of bits per byte on the held-out blocks."""
+    validation_blocks: Positive = 64
+    """Blocks of each stream in one such measurement."""
+    checkpoint_every: Positive = 100
+    keep_checkpoints: Positive = 2
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}; set exactly one of the two")
+        if self.micro_batch_blocks > self.global_batch_blocks:
+            raise ValueError(
+                f"micro_batch_blocks {self.micro_batch_blocks} exceeds global_batch_blocks {self.global_batch_blocks}; lower the first"
+            )
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("offload: optimizer needs zero_stage 1, 2 or 3, and zero_stage is 0; set zero_stage: 2")
+        return self
+
+
+class ResourcesConfig(Section):
+    """What the run asks of the cluster. Changing it redoes nothing."""
+
+    workers: Positive | tuple[int, int] = 1
+    """Training workers: a number, or [least, most] to use what is there."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    pack_tasks: Positive = 2
+    """Files packed at the same time."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Times training restarts by itself after a worker or node died."""
+    start_timeout_s: Positive = 600
+    """How long to wait for nodes that are still starting."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if isinstance(self.workers, tuple) and not 0 < self.workers[0] <= self.workers[1]:
+            raise ValueError(f"workers {list(self.workers)} must be [least, most] with 0 < least <= most; swap or raise them")
+        return self
+
+    @property
+    def max_workers(self) -> int:
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def min_workers(self) -> int:
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+
+class GenerateConfig(Section):
+    """How text is sampled, in `evaluate` and by `zhlm generate`."""
+
+    max_new_tokens: Positive = 64
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    """0: greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    seed: int = 1
+
+
+class EvaluateConfig(Section):
+    documents: Positive = 200
+    """Held-out documents measured per stream."""
+    prompts: list[str] = []
+    """Each is continued by the base and by the adapted model, side by side."""
+    generate: GenerateConfig = GenerateConfig()
+    forgetting_alert_share: Share = 0.05
+    """The report warns when bits per byte of an `old` stream rise by more than this share."""
+
+
+class ServeConfig(Section):
+    model_id: str | None = None
+    """Name clients ask for. None: the run's name."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(gt=0, lt=65536)] = 8000
+    replicas: Positive = 1
+    cpus_per_replica: Positive = 1
+    gpus_per_replica: Annotated[float, Field(ge=0)] = 0.0
+    kv_cache_gib: Positive = 1
+    """Memory of vLLM's key-value cache, on CPU."""
+    max_model_tokens: Positive | None = None
+    """Longest prompt plus answer. None: the model's positions."""
+    start_timeout_s: Positive = 300
+
+
+class RunConfig(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run and of its folder."""
+    seed: int = 7
+    storage: StorageConfig = StorageConfig()
+    sample: SampleConfig | None = None
+    base: BaseConfig
+    streams: Annotated[list[StreamConfig], Field(min_length=1)]
+    vocab: VocabConfig | None = None
+    """None: the tokenizer of the base is used as it is."""
+    pack: PackConfig = PackConfig()
+    train: TrainConfig
+    resources: ResourcesConfig = ResourcesConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [s.name for s in self.streams]
+        doubled = sorted({n for n in names if names.count(n) > 1})
+        if doubled:
+            raise ValueError(f"streams: the name {doubled[0]!r} is used twice; give each stream its own name")
+        if not any(s.role == "new" for s in self.streams):
+            raise ValueError("streams: none has role `new`; mark the language to learn with role: new")
+        if self.vocab is not None and self.train.lora is not None and self.train.embeddings == "none":
+            raise ValueError(
+                "vocab adds rows but train.embeddings is none, so they would never be trained; set train.embeddings: all or vocab: null"
+            )
+        self._check_sample()
+        return self
+
+    def _check_sample(self) -> None:
+        made = self.sample or SampleConfig()
+        if self.base.model.startswith("sample://") and made.base is None:
+            raise ValueError(f"base.model is {self.base.model} but sample.base is null; add a sample.base section or name a real model")
+        paths = [p for s in self.streams for p in [*s.paths, *s.held_out]] + (made.base.paths if made.base else [])
+        wanted = next((p for p in paths if p.startswith("sample://")), None)
+        if wanted and made.corpus is None:
+            raise ValueError(f"the path {wanted} needs the sample corpus but sample.corpus is null; add a sample.corpus section")

@@ -1,0 +1,267 @@
+"""The run folder: where things are, what is finished, on a local path or an object store.
+
+A stage writes its output into its own folder and the manifest comes last, by atomic rename: a folder without a manifest is unfinished and
+only its own stage looks into it.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from zhlm.config.schema import RunConfig
+from zhlm.config.stages import Stage
+from zhlm.errors import RunError, StorageError
+
+SAMPLE_SCHEME = "sample://"
+MANIFEST = "manifest.json"
+
+
+def digest(data: Any) -> str:
+    """A short stable hash of plain data (dicts in any key order)."""
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_remote(uri: str) -> bool:
+    return "://" in uri and not uri.startswith("file:///")
+
+
+@contextmanager
+def storage_errors(doing: str, where: object) -> Iterator[None]:
+    """Turns an OSError into the one line that the user needs."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else (error.strerror or str(error).splitlines()[0])
+        remedy = "free some space or set storage.root to another disk" if full else "check storage.root and its permissions"
+        raise StorageError(f"storage: {doing} {where} failed: {reason}; {remedy}", path=str(where)) from error
+
+
+class Place:
+    """A file or folder, local or remote; `/` descends."""
+
+    def __init__(self, uri: str | Path) -> None:
+        self.uri = str(uri).removeprefix("file://")
+        self.remote = is_remote(self.uri)
+
+    def __truediv__(self, name: str) -> "Place":
+        return Place(f"{self.uri.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def path(self) -> Path:
+        """The local path. Only for places that are local; `on_disk` serves both kinds."""
+        assert not self.remote, f"{self.uri} has no local path"
+        return Path(self.uri)
+
+    def _open(self) -> tuple[pafs.FileSystem, str]:
+        if self.remote:
+            try:
+                filesystem, path = pafs.FileSystem.from_uri(self.uri)
+            except pa.ArrowInvalid as error:
+                raise StorageError(
+                    f"storage: {self} cannot be used ({error}); name a local folder, s3://bucket/folder or gs://..."
+                ) from error
+            return filesystem, str(path)
+        return pafs.LocalFileSystem(), str(Path(self.uri).absolute())
+
+    def exists(self) -> bool:
+        with storage_errors("looking for", self):
+            filesystem, path = self._open()
+            return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+    def names(self) -> list[str]:
+        """Names of the children, sorted; empty when the folder does not exist."""
+        with storage_errors("listing", self):
+            filesystem, path = self._open()
+            infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+            return sorted(info.base_name for info in infos)
+
+    def read_text(self) -> str:
+        with storage_errors("reading", self):
+            filesystem, path = self._open()
+            with filesystem.open_input_stream(path) as stream:
+                return bytes(stream.read()).decode("utf-8")
+
+    def write_text(self, text: str) -> None:
+        """Write a whole file so that a reader sees the old content or the new, never a part."""
+        with storage_errors("writing", self):
+            if self.remote:
+                filesystem, path = self._open()
+                with filesystem.open_output_stream(path) as stream:
+                    stream.write(text.encode("utf-8"))
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_name(f".{self.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                with open(temporary, "w", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def delete(self) -> None:
+        """Remove the file or folder; nothing happens when there is none."""
+        with storage_errors("deleting", self):
+            filesystem, path = self._open()
+            kind = filesystem.get_file_info(path).type
+            if kind == pafs.FileType.Directory:
+                filesystem.delete_dir(path)
+            elif kind == pafs.FileType.File:
+                filesystem.delete_file(path)
+
+    def on_disk(self) -> Path:
+        """A local path with this content: the place itself, or a copy made once per machine and content listing."""
+        if not self.remote:
+            return self.path
+        with storage_errors("fetching", self):
+            filesystem, path = self._open()
+            infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+            infos = [i for i in infos if i.type == pafs.FileType.File] or [filesystem.get_file_info(path)]
+            stamp = digest([self.uri, sorted((i.path, i.size, str(i.mtime)) for i in infos)])
+            cached = Path(tempfile.gettempdir()) / f"zhlm-cache-{os.getuid()}" / stamp / self.name
+            if not cached.exists():
+                cached.parent.mkdir(parents=True, exist_ok=True)
+                temporary = cached.with_name(f"{cached.name}.{uuid.uuid4().hex[:8]}")
+                _copy(filesystem, path, pafs.LocalFileSystem(), str(temporary))
+                try:
+                    os.rename(temporary, cached)
+                except OSError:  # another process on this machine was first, with the same content
+                    shutil.rmtree(temporary, ignore_errors=True)
+            return cached
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """A fresh local folder to fill; when the block ends well it becomes this place, replacing what was there.
+
+        Local: one rename. Remote: files are copied one by one, so readers must wait for what is written after them (the manifest).
+        """
+        with storage_errors("preparing", self):
+            if self.remote:
+                work = Path(tempfile.mkdtemp(prefix="zhlm-"))
+            else:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                for left_by_a_killed_process in self.path.parent.glob(f".{self.name}.*"):
+                    shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
+                work = Path(tempfile.mkdtemp(prefix=f".{self.name}.", dir=self.path.parent))
+                work.chmod(0o755)
+        try:
+            yield work
+            with storage_errors("writing", self):
+                self.delete()
+                if self.remote:
+                    filesystem, path = self._open()
+                    _copy(pafs.LocalFileSystem(), str(work), filesystem, path)
+                else:
+                    os.rename(work, self.path)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _copy(source: pafs.FileSystem, source_path: str, target: pafs.FileSystem, target_path: str) -> None:
+    if source.get_file_info(source_path).type == pafs.FileType.Directory:
+        target.create_dir(target_path, recursive=True)  # copy_files makes only the folders below
+    pafs.copy_files(source_path, target_path, source_filesystem=source, destination_filesystem=target)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The places of one run."""
+
+    folder: Place
+
+    @staticmethod
+    def of(config: RunConfig) -> "Run":
+        return Run(Place(resolve_root(config.storage.root)) / config.name)
+
+    @property
+    def config(self) -> Place:
+        return self.folder / "config.yaml"
+
+    @property
+    def sample(self) -> Place:
+        return self.folder / "sample"
+
+    @property
+    def vocab(self) -> Place:
+        return self.folder / "vocab"
+
+    @property
+    def blocks(self) -> Place:
+        return self.folder / "blocks"
+
+    @property
+    def checkpoints(self) -> Place:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Place:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def export(self) -> Place:
+        return self.folder / "export"
+
+    @property
+    def evaluate(self) -> Place:
+        return self.folder / "evaluate"
+
+    def of_stage(self, stage: Stage) -> Place:
+        """The folder a stage fills, and whose manifest says that it is whole."""
+        folders = {"pack": "blocks", "train": "checkpoints"}
+        return self.folder / folders.get(stage, stage)
+
+    def resolve(self, uri: str) -> str:
+        """A path of the config: sample://x is x in the sample stage's folder, anything else stands for itself."""
+        return str(self.sample / uri.removeprefix(SAMPLE_SCHEME)) if uri.startswith(SAMPLE_SCHEME) else uri
+
+    def base_model(self, config: RunConfig) -> str:
+        """Hub name or local folder of the model before training: the extended one where there is one."""
+        if config.vocab is not None:
+            return str(self.vocab.on_disk())
+        return self.original_model(config)
+
+    def original_model(self, config: RunConfig) -> str:
+        """Hub name or local folder of the base as the user named it."""
+        source = self.resolve(config.base.model)
+        return str(Place(source).on_disk()) if config.base.model.startswith(SAMPLE_SCHEME) or is_remote(source) else source
+
+    def manifest(self, stage: Stage) -> dict[str, Any]:
+        """The manifest of a finished stage. Raises: RunError when it is not finished."""
+        place = self.of_stage(stage) / MANIFEST
+        if not place.exists():
+            raise RunError(f"{stage}: {self.folder} has no finished {stage} stage; run `python -m ray_jobs.{stage}` or the pipeline first")
+        manifest: dict[str, Any] = json.loads(place.read_text())
+        return manifest
+
+
+def resolve_root(root: str) -> str:
+    """Where `storage.root` is. A relative one starts at the current folder; inside a Ray job, whose working directory Ray deletes, at
+    ZHLM_HOME or ~/zhlm."""
+    root = Place(root).uri
+    if is_remote(root) or Path(root).is_absolute():
+        return root
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    start = Path(os.environ.get("ZHLM_HOME", Path.home() / "zhlm")) if in_job else Path.cwd()
+    return str(start / root)

@@ -1,0 +1,197 @@
+"""Where a plan's numbers come from: facts of finished stages, else the files and settings at hand."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zhlm.config.schema import RunConfig, ScratchBaseConfig, StreamConfig
+from zhlm.config.stages import Stage, reads
+from zhlm.corpus.files import SourceFile, find_files
+from zhlm.errors import BaseModelError
+from zhlm.model.shape import ModelShape, shape_of
+from zhlm.storage import MANIFEST, SAMPLE_SCHEME, Run, is_remote
+
+HUB_TIMEOUT_S = 8.0
+SAMPLE_STORY_BYTES = 430
+"""Mean of the two languages; used only until the sample corpus is there."""
+SMALL_VOCABULARY = 8192
+TOKENS_PER_BYTE = 0.3
+"""Assumption for text in a language that the tokenizer knows; English and Chinese both lie between 0.2 and 0.35."""
+TOKENS_PER_BYTE_SMALL = 0.45
+"""The same below SMALL_VOCABULARY entries."""
+TEXT_BYTES_PER_FILE_BYTE = {"gzip": 3.0, "parquet": 2.0, "plain": 1.0}
+"""Assumption: how much text a byte on the disk stands for."""
+
+
+@dataclass(frozen=True)
+class StreamSize:
+    """Training part of one stream; None where nothing short of reading it would tell."""
+
+    tokens: int | None
+    blocks: int | None
+    documents: int | None
+    measured: bool
+    """Counted by the pack stage, not estimated."""
+
+
+def stream_sizes(config: RunConfig, shape: ModelShape) -> dict[str, StreamSize]:
+    """Tokens, blocks and documents of each stream: from the pack stage where it is done for this config, else estimated."""
+    facts = finished_facts(config, "pack")
+    if facts is not None:
+        packed = {s.name: facts["streams"][s.name]["train"] for s in config.streams}
+        return {name: StreamSize(t["tokens"], t["blocks"], t.get("documents"), True) for name, t in packed.items()}
+    return {s.name: _estimate(config, s, shape) for s in config.streams}
+
+
+def finished_facts(config: RunConfig, stage: Stage) -> dict[str, Any] | None:
+    """A stage's facts if it and the stages before it were done with this config; a remote run is not asked, a plan must be quick."""
+    run = Run.of(config)
+    if run.folder.remote:
+        return None
+    facts: dict[str, Any] | None = None
+    earlier: dict[Stage, tuple[Stage, ...]] = {"sample": ("sample",), "vocab": ("sample", "vocab"), "pack": ("sample", "vocab", "pack")}
+    for each in earlier[stage]:
+        if (each == "sample" and config.sample is None) or (each == "vocab" and config.vocab is None):
+            continue
+        path = run.of_stage(each).path / MANIFEST
+        if not path.exists():
+            return None
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest.get("reads", {}).get("config") != reads(config, each):
+            return None
+        facts = manifest["facts"]
+    return facts
+
+
+def _estimate(config: RunConfig, stream: StreamConfig, shape: ModelShape) -> StreamSize:
+    run, documents, text_bytes = Run.of(config), None, 0.0
+    paths = [run.resolve(p) for p in stream.paths]
+    made = [p for p in stream.paths if p.startswith(SAMPLE_SCHEME)]
+    if any(is_remote(p) for p in paths):
+        return StreamSize(None, None, None, False)
+    corpus = config.sample.corpus if config.sample else None
+    if made and corpus and not run.sample.path.joinpath(MANIFEST).exists():
+        documents = corpus.documents - corpus.held_out_documents
+        text_bytes += documents * SAMPLE_STORY_BYTES
+        paths = [p for p in stream.paths if not p.startswith(SAMPLE_SCHEME)]
+    text_bytes += sum(_text_bytes(f) for f in find_files(paths)) if paths else 0
+    if not stream.held_out:
+        text_bytes *= 1 - config.pack.validation_share
+    tokens = round(text_bytes * (TOKENS_PER_BYTE_SMALL if shape.vocabulary < SMALL_VOCABULARY else TOKENS_PER_BYTE))
+    return StreamSize(tokens, max(1, tokens // config.pack.block_tokens), documents, False)
+
+
+def _text_bytes(file: SourceFile) -> float:
+    kind = "parquet" if file.format == "parquet" else "gzip" if file.compressed else "plain"
+    return file.size_bytes * TEXT_BYTES_PER_FILE_BYTE[kind]
+
+
+def trained_shape(config: RunConfig) -> tuple[ModelShape, bool]:
+    """The model that will be trained, and whether its vocabulary is final (an extension not made yet may add fewer rows).
+
+    Raises: BaseModelError when the base's config.json is not within reach or of no known type.
+    """
+    if config.vocab is None:
+        return shape_of(base_config(config)), True
+    if finished_facts(config, "vocab") is not None:
+        return shape_of(read_object(Run.of(config).vocab.path / "config.json")), True
+    shape, multiple = shape_of(base_config(config)), config.vocab.pad_to_multiple
+    rows = shape.vocabulary + config.vocab.add_rows
+    return replace(shape, vocabulary=-(-rows // multiple) * multiple), False
+
+
+def base_config(config: RunConfig) -> dict[str, Any]:
+    """config.json of the base as the user named it: a folder, the sample's (made or not yet), or a hub name.
+
+    Raises: BaseModelError when it is not within reach.
+    """
+    folder = base_folder(config)
+    if folder is not None:
+        return read_object(folder / "config.json")
+    if config.base.model.startswith(SAMPLE_SCHEME):
+        assert config.sample is not None and config.sample.base is not None, "the schema asks for sample.base"
+        return _scratch_config(config.sample.base)
+    return _hub_config(config.base.model, config.base.revision)
+
+
+def base_folder(config: RunConfig) -> Path | None:
+    """The base's local folder; None for a sample base that is not made yet, a hub name or a remote folder.
+
+    Raises: BaseModelError for a path that does not exist.
+    """
+    model = config.base.model
+    if model.startswith(SAMPLE_SCHEME):
+        resolved = Run.of(config).resolve(model)
+        return Path(resolved) if not is_remote(resolved) and os.path.isdir(resolved) else None
+    if is_remote(model):
+        return None
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise BaseModelError(f"base: {model} does not exist (looked for {path.absolute()}); correct base.model, or name a hub model")
+    return None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file of a model's folder. Raises: BaseModelError when it is missing or broken."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BaseModelError(f"base: {path} does not exist, expected a Hugging Face model folder; correct base.model") from None
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"base: {path} cannot be read ({error}); copy the model's folder again") from error
+    if not isinstance(data, dict):
+        raise BaseModelError(f"base: {path} holds {type(data).__name__}, expected an object; copy the model's folder again")
+    return data
+
+
+def _scratch_config(base: ScratchBaseConfig) -> dict[str, Any]:
+    """As the sample stage builds it; replaced by the real config.json once it is made."""
+    return {
+        "model_type": "llama",
+        "hidden_size": base.width,
+        "num_hidden_layers": base.layers,
+        "num_attention_heads": base.heads,
+        "intermediate_size": -(-(base.width * 8 // 3) // 32) * 32,
+        "vocab_size": base.vocabulary,
+        "max_position_embeddings": base.positions,
+        "tie_word_embeddings": True,
+    }
+
+
+def _hub_config(name: str, revision: str | None) -> dict[str, Any]:
+    """config.json of a hub model, from the local cache or by one request with a deadline: the hub's own client retries for 20 s."""
+    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return read_object(Path(cached))
+        url = hf_hub_url(name, "config.json", revision=revision)
+    except HFValidationError:
+        raise BaseModelError(f"base: {name!r} is neither a folder nor a hub name like Qwen/Qwen3-0.6B; correct base.model") from None
+    if constants.HF_HUB_OFFLINE:
+        raise _not_reachable(name, "HF_HUB_OFFLINE is set and it is not in the cache")
+    request = urllib.request.Request(url)
+    for key, value in build_hf_headers().items():
+        request.add_unredirected_header(key, value)
+    try:
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as answer:
+            data: dict[str, Any] = json.load(answer)
+            return data
+    except urllib.error.HTTPError as error:
+        why = "it does not exist, or is private" if error.code in (401, 403, 404) else f"the hub answered {error.code}"
+        raise _not_reachable(name, why) from error
+    except (OSError, ValueError) as error:
+        raise _not_reachable(name, str(getattr(error, "reason", error))) from error
+
+
+def _not_reachable(name: str, why: str) -> BaseModelError:
+    return BaseModelError(f"base: {name} is not reachable ({why}); check base.model and the network, or name a local folder")

@@ -1,0 +1,1 @@
+"""Rules on text: a string comes in; the cleaned string, or the named reason to reject it, goes out."""

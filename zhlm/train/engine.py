@@ -1,0 +1,98 @@
+"""DeepSpeed behind five verbs: the only module that knows its config, its losses' scaling and its optimizer wrapping."""
+
+import os
+from typing import Any
+
+import torch
+from torch import distributed
+
+from zhlm.checkpoint import sharded
+from zhlm.checkpoint.state import Checkpoint
+from zhlm.config.schema import TrainConfig
+from zhlm.model.lora import parameter_groups, trained_parameters
+from zhlm.train.schedule import Share
+
+
+def deepspeed_config(train: TrainConfig, share: Share, world_size: int) -> dict[str, Any]:
+    """The whole DeepSpeed dict. The optimizer and the schedule are ours, so neither appears in it."""
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.offload == "optimizer":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": share.micro_blocks,
+        "gradient_accumulation_steps": share.accumulation,
+        "train_batch_size": share.micro_blocks * share.accumulation * world_size,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps offloaded states too, and needs no compiler
+        "gradient_clipping": train.max_grad_norm or 0.0,
+        "bf16": {"enabled": train.precision == "bfloat16"},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+class Engine:
+    """A model under ZeRO with its optimizer."""
+
+    def __init__(self, model: torch.nn.Module, train: TrainConfig, share: Share) -> None:
+        deepspeed = _import_deepspeed()
+        self._world_size = distributed.get_world_size()
+        self._parameters = trained_parameters(model)
+        groups = parameter_groups(model, train)
+        self._peak_rates = [g.pop("peak_rate") for g in groups]
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=train.betas)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config(train, share, self._world_size), dist_init_required=False
+        )
+        self._adam = optimizer
+        sharded.create_moments(optimizer)
+
+    def backward(self, nats: torch.Tensor, num_targets_of_step: int) -> None:
+        """Accumulate gradients of the mean over the global batch's targets, in whatever pass and on whatever rank they are.
+
+        DeepSpeed averages over ranks, so the sum is first multiplied by their number; passes are added, not averaged.
+        """
+        self.deepspeed.backward(nats * (self._world_size / num_targets_of_step), scale_wrt_gas=False)
+
+    def end_pass(self) -> None:
+        """DeepSpeed counts passes itself, and steps the optimizer after the last one of a step."""
+        self.deepspeed.step()
+
+    def set_rates(self, factor: float) -> None:
+        for group, peak in zip(self.deepspeed.optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = peak * factor
+
+    def grad_norm(self) -> float | None:
+        """Of the last step, before clipping; DeepSpeed may not know it where it does not clip."""
+        norm = self.deepspeed.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def gather(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Whole trained tensors and Adam moments by name. Collective."""
+        return sharded.gather(self._parameters, self._adam)
+
+    def restore(self, checkpoint: Checkpoint | None) -> None:
+        """Go on from a checkpoint, or from nothing; after one mute step in either case. Collective."""
+        if checkpoint is None:
+            sharded.set_step(self._adam, 0)
+            return
+        sharded.scatter(self._parameters, self._adam, checkpoint.trainable(), checkpoint.optimizer(), checkpoint.state.step)
+
+
+def load_trainable(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Put trained tensors into a whole model, before DeepSpeed copies its masters from it."""
+    values = checkpoint.trainable()
+    with torch.no_grad():
+        for name, parameter in trained_parameters(model).items():
+            parameter.copy_(values[name])
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed chooses its accelerator at import, and on a CPU would compile an operator for a minute that gloo does not need."""
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,187 @@
+"""Start the workers, watch them, and come back with a finished training or a named error."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from zhlm.blocks.mix import steps_of
+from zhlm.checkpoint.state import newest
+from zhlm.config.schema import ResourcesConfig, RunConfig
+from zhlm.errors import DeadlineError, TrainError
+from zhlm.records import Progress, Report
+from zhlm.storage import Run
+from zhlm.train.loop import train_worker
+
+POLL_S = 0.5
+ANSWER_TIMEOUT_S = 60
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where workers leave what the driver shows. An actor, so that it reaches any machine and survives the workers."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._starts: list[tuple[int, list[str]]] = []
+        self._error: Exception | None = None
+
+    def start(self, step: int, passed_over: list[str]) -> None:
+        self._starts.append((step, passed_over))
+
+    def put(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+
+    def fail(self, error: Exception) -> None:
+        self._error = self._error or error
+
+    def take(self) -> tuple[list[dict[str, Any]], list[tuple[int, list[str]]], Exception | None]:
+        rows, self._rows = self._rows, []
+        return rows, self._starts, self._error
+
+
+def run(config: RunConfig, report: Report) -> dict[str, Any]:
+    """Train to the last step, from the newest checkpoint where there is one.
+
+    Raises: TrainError when workers kept failing or the loss is not finite; DeadlineError when they did not start; UserError for what a
+    worker found wrong with the input.
+    """
+    where = Run.of(config)
+    packed = where.manifest("pack")["facts"]["streams"]
+    steps = steps_of(config, {name: facts["train"]["blocks"] for name, facts in packed.items()})
+    # On the driver's machine: a spot node that is taken away must not take the news along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    most = config.resources.max_failures
+    settings = {
+        "config": _with_absolute_base(config).model_dump_json(),
+        "folder": str(where.folder),
+        "steps": steps,
+        "board": board,
+    }
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=settings,
+        scaling_config=scaling_config(config.resources),
+        torch_config=TorchConfig(backend="nccl" if config.resources.gpus_per_worker else "gloo", timeout_s=600),
+        run_config=RayRunConfig(
+            # A name of its own: Ray would silently resume the state of an earlier attempt, whose place our checkpoints take.
+            name=datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
+            storage_path=str(where.folder / "ray"),
+            # The second limit counts starts that failed; without it Ray would try for ever.
+            failure_config=FailureConfig(max_failures=most, controller_failure_limit=most),
+        ),
+    )
+    # Per start, so that all of them together keep to the deadline. A node that is still booting serves the next start.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.resources.start_timeout_s / (most + 1))
+    with _watching(board, steps, config, report):
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise _named(error, config.resources) from error
+    _, starts, problem = ray.get(board.take.remote(), timeout=ANSWER_TIMEOUT_S)
+    if problem is not None:
+        raise problem
+    (where.folder / "ray").delete()
+    return _facts(where, steps, len(starts) - 1)
+
+
+def _with_absolute_base(config: RunConfig) -> RunConfig:
+    """Workers have another working directory, where a relative model folder would look like a hub name."""
+    folder = Path(config.base.model).expanduser()
+    return (
+        config.model_copy(update={"base": config.base.model_copy(update={"model": str(folder.absolute())})}) if folder.is_dir() else config
+    )
+
+
+def scaling_config(resources: ResourcesConfig) -> ScalingConfig:
+    """What Ray Train asks the cluster for."""
+    each = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        each["GPU"] = resources.gpus_per_worker
+    return ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=each)
+
+
+@contextmanager
+def _watching(board: Any, steps: int, config: RunConfig, report: Report) -> Iterator[None]:
+    """Turn the board's rows into progress while the main thread waits for the trainer."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        shown: dict[str, float | int | str] = {"workers": f"0/{config.resources.max_workers}", "waiting for": "workers"}
+        report(Progress("train", 0, steps, "steps", shown))
+        while not stop.wait(POLL_S):
+            rows, starts, _ = ray.get(board.take.remote(), timeout=ANSWER_TIMEOUT_S)
+            for row in rows:
+                new = _shown(row, config)
+                shown = shown | new if "validation" in row else new | {k: v for k, v in shown.items() if k not in new}
+                shown.pop("waiting for", None)
+                if starts and starts[-1][1]:
+                    shown["passed over"] = "; ".join(starts[-1][1])
+                if len(starts) > 1:
+                    shown["restarts"] = len(starts) - 1
+                report(Progress("train", row["step"], steps, "steps", shown))
+
+    watcher = threading.Thread(target=watch, daemon=True, name="zhlm-train-watch")
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join(timeout=ANSWER_TIMEOUT_S)
+
+
+def _shown(row: dict[str, Any], config: RunConfig) -> dict[str, float | int | str]:
+    """The facts beside the bar, from one row of metrics."""
+    if "validation" in row:
+        return {f"{name} bits/byte": score["bits_per_byte"] for name, score in row["validation"].items()}
+    shown: dict[str, float | int | str] = {"loss_nats": row["loss_nats"]}
+    if row["tokens_per_s"] is not None:
+        shown["tokens_per_s"] = row["tokens_per_s"]
+    return shown | {"learning_rate": row["learning_rate"], "workers": f"{row['workers']}/{config.resources.max_workers}"}
+
+
+def _named(error: TrainingFailedError, resources: ResourcesConfig) -> TrainError | DeadlineError:
+    """What ended the training, as one line."""
+    failure = getattr(error, "controller_failure", None)
+    if isinstance(failure, WorkerGroupStartupTimeoutError):
+        free = ray.available_resources()
+        asked = scaling_config(resources).resources_per_worker
+        return DeadlineError(
+            f"train: {resources.min_workers} workers of {asked} did not start within {resources.start_timeout_s} s, free now are "
+            f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU; wait for other jobs, or raise resources.start_timeout_s"
+        )
+    failures = getattr(error, "worker_failures", None)
+    first = next(iter(failures.values())) if failures else failure or error
+    reason = str(first).strip().splitlines()[-1]
+    return TrainError(f"train: stopped after {resources.max_failures} restarts: {reason}; see the log")
+
+
+def _facts(where: Run, steps: int, restarts: int) -> dict[str, Any]:
+    checkpoint, _ = newest(where.checkpoints)
+    assert checkpoint is not None and checkpoint.state.step == steps, f"training ended without a checkpoint of step {steps}"
+    rows = [json.loads(line) for line in where.metrics.read_text().splitlines()]
+    losses = [r["loss_nats"] for r in rows if "loss_nats" in r]
+    last = next(r["validation"] for r in reversed(rows) if "validation" in r)
+    scores = ", ".join(f"{name} {score['bits_per_byte']:.3f}" for name, score in last.items())
+    return {
+        "steps": steps,
+        "tokens": checkpoint.state.tokens,
+        "seconds": round(checkpoint.state.seconds, 1),
+        "restarts": max(0, restarts),
+        "loss_nats": losses[-1] if losses else None,
+        "validation": last,
+        "summary": f"{steps} steps, {checkpoint.state.tokens:,} tokens, bits per byte {scores}",
+    }

@@ -1,0 +1,190 @@
+"""Continued BPE training: pre-token counts of a corpus and a base's merges -> the merges that come next.
+
+The most frequent adjacent pair becomes a piece, again and again, exactly as if the base's own training had gone on with this corpus. Three
+kinds of pairs are passed over: whose product is in the vocabulary already (one piece, two merges: the base's later merges would then apply
+in another order than here), and whose product crosses a character with only a part of it. So every piece is text, or a part of one
+character.
+
+The corpus is one flat array of symbols with links to the neighbours, and each pair knows where it occurs: a merge touches its own
+occurrences only, all at once in NumPy. Shape letters: S positions in the array, K occurrences of a pair, E edges around them.
+"""
+
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from zhlm.vocab.bytelevel import ByteLevel, is_fragment, is_text, to_bytes
+
+Ints = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.int32]
+
+MIN_COUNT = 2
+"""A pair that occurs once saves nothing when it is met again."""
+ENCODE_BATCH = 20_000
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What training added, in order: merge n made piece n."""
+
+    pieces: list[str]
+    merges: list[tuple[str, str]]
+    counts: list[int]
+    """How often each pair occurred when it was merged."""
+    num_doubled: int
+    """Pairs passed over because their product was a piece already."""
+    num_crossing: int
+    """Pairs passed over because their product would end or begin inside a character."""
+
+
+def learn(pre_tokens: Mapping[str, int], base: ByteLevel, num_pieces: int, tick: Callable[[int], None] = lambda done: None) -> Learned:
+    """The next `num_pieces` merges of `base` on these pre-tokens (in symbols, with counts); fewer when no pair is left that occurs twice.
+
+    Ties go to the pair with the smaller ids, so the result depends on the counts alone.
+    """
+    symbols = {row: piece for piece, row in base.vocabulary.items()}
+    known = set(base.vocabulary)
+    tape = _Tape.of(pre_tokens, base)
+    next_symbol = max(symbols) + 1
+    learned = Learned([], [], [], 0, 0)
+    num_doubled = num_crossing = 0
+    while len(learned.pieces) < num_pieces and (top := tape.most_frequent()) is not None:
+        pair, count = top
+        left, right = symbols[pair >> 32], symbols[pair & 0xFFFFFFFF]
+        product = left + right
+        data = to_bytes(product)
+        if product in known or not (is_text(data) or is_fragment(data)):
+            tape.forget(pair)
+            num_doubled += product in known
+            num_crossing += product not in known
+            continue
+        tape.merge(pair, next_symbol)
+        symbols[next_symbol] = product
+        known.add(product)
+        next_symbol += 1
+        learned.pieces.append(product)
+        learned.merges.append((left, right))
+        learned.counts.append(count)
+        tick(len(learned.pieces))
+    return Learned(learned.pieces, learned.merges, learned.counts, num_doubled, num_crossing)
+
+
+@dataclass
+class _Tape:
+    """All pre-tokens in a row. A pair (a, b) is the number a << 32 | b."""
+
+    symbol_S: Positions
+    """Symbol at each position; -1 where a merge has swallowed it."""
+    next_S: Positions
+    previous_S: Positions
+    """Neighbours inside the same pre-token; -1 at its ends."""
+    weight_S: Positions
+    """How often the pre-token occurs."""
+    counts: dict[int, int] = field(default_factory=dict)
+    places: dict[int, Positions] = field(default_factory=dict)
+    """Where a pair's left symbol stands; only ever too many, since merges of others may have broken it up."""
+    heap: list[tuple[int, int]] = field(default_factory=list)
+    """(-count, pair); counts only fall after a pair is pushed, so a stale entry is corrected when it comes up."""
+
+    @staticmethod
+    def of(pre_tokens: Mapping[str, int], base: ByteLevel) -> "_Tape":
+        words = sorted(pre_tokens)  # the order of the mapping must not matter
+        chunks: list[Positions] = []
+        lengths: list[int] = []
+        for start in range(0, len(words), ENCODE_BATCH):
+            encoded = base.merge(words[start : start + ENCODE_BATCH])
+            lengths += [len(ids) for ids in encoded]
+            chunks.append(np.fromiter((i for ids in encoded for i in ids), np.int32))
+        symbol_S = np.concatenate(chunks) if chunks else np.empty(0, np.int32)
+        sizes = np.asarray(lengths, np.int64)
+        ends = np.cumsum(sizes)
+        next_S = np.arange(1, len(symbol_S) + 1, dtype=np.int32)
+        previous_S = np.arange(-1, len(symbol_S) - 1, dtype=np.int32)
+        previous_S[(ends - sizes)[sizes > 0]] = -1
+        next_S[(ends - 1)[sizes > 0]] = -1
+        weight_S = np.repeat(np.fromiter((pre_tokens[w] for w in words), np.int32, len(words)), sizes)
+        tape = _Tape(symbol_S, next_S, previous_S, weight_S)
+        tape._add(np.flatnonzero(next_S >= 0).astype(np.int32))
+        return tape
+
+    def most_frequent(self) -> tuple[int, int] | None:
+        """The pair that occurs most, and how often; None when none occurs MIN_COUNT times."""
+        while self.heap:
+            negative, pair = self.heap[0]
+            count = self.counts.get(pair, 0)
+            if count == -negative:
+                return pair, count
+            heapq.heappop(self.heap)
+            if count >= MIN_COUNT:
+                heapq.heappush(self.heap, (-count, pair))
+        return None
+
+    def forget(self, pair: int) -> None:
+        """Never propose this pair again."""
+        self.counts.pop(pair, None)
+        self.places.pop(pair, None)
+
+    def merge(self, pair: int, symbol: int) -> None:
+        """Replace every occurrence of a pair by a new symbol, from left to right where they overlap."""
+        left_K = self._occurrences(pair)
+        right_K = self.next_S[left_K]
+        before_K = self.previous_S[left_K]
+        edges_E = np.concatenate([before_K[before_K >= 0], left_K, right_K[self.next_S[right_K] >= 0]])
+        self._remove(np.unique(edges_E))
+        self.forget(pair)
+        behind_K = self.next_S[right_K]
+        self.symbol_S[left_K] = symbol
+        self.symbol_S[right_K] = -1
+        self.next_S[left_K] = behind_K
+        inside = behind_K >= 0
+        self.previous_S[behind_K[inside]] = left_K[inside]
+        # Read again: of two merges side by side, the right one's left neighbour is now the left one.
+        before_K = self.previous_S[left_K]
+        self._add(np.unique(np.concatenate([before_K[before_K >= 0], left_K[inside]])))
+
+    def _occurrences(self, pair: int) -> Positions:
+        a, b = pair >> 32, pair & 0xFFFFFFFF
+        place_K = self.places.pop(pair)
+        place_K = place_K[(self.symbol_S[place_K] == a) & (self.next_S[place_K] >= 0)]
+        place_K = np.sort(place_K[self.symbol_S[self.next_S[place_K]] == b])
+        if a != b or len(place_K) < 2:
+            return place_K
+        # In a run such as aaa the second pair starts inside the first one: keep every other of a chain.
+        chained = np.concatenate([[False], place_K[1:] == self.next_S[place_K[:-1]]])
+        order_K = np.arange(len(place_K))
+        chain_start_K = np.maximum.accumulate(np.where(chained, 0, order_K))
+        kept: Positions = place_K[(order_K - chain_start_K) % 2 == 0]
+        return kept
+
+    def _pairs(self, place_E: Positions) -> Ints:
+        pairs: Ints = self.symbol_S[place_E].astype(np.int64) << 32 | self.symbol_S[self.next_S[place_E]]
+        return pairs
+
+    def _remove(self, place_E: Positions) -> None:
+        pairs, which_E = np.unique(self._pairs(place_E), return_inverse=True)
+        weights = np.bincount(which_E, self.weight_S[place_E]).astype(np.int64)
+        counts = self.counts
+        for pair, weight in zip(pairs.tolist(), weights.tolist(), strict=True):
+            if pair in counts:  # not a forgotten one
+                counts[pair] -= weight
+
+    def _add(self, place_E: Positions) -> None:
+        """Count the pairs at these places; each holds the newest symbol, or it is the start, so none has been counted before."""
+        if not len(place_E):
+            return
+        pairs_E = self._pairs(place_E)
+        order_E = np.argsort(pairs_E)
+        pairs_E, place_E = pairs_E[order_E], place_E[order_E]
+        starts = np.flatnonzero(np.concatenate([[True], pairs_E[1:] != pairs_E[:-1]]))
+        totals = np.add.reduceat(self.weight_S[place_E], starts, dtype=np.int64)
+        often = np.flatnonzero(totals >= MIN_COUNT)
+        stops = np.append(starts[1:], len(pairs_E))
+        for pair, start, stop, total in zip(
+            pairs_E[starts[often]].tolist(), starts[often].tolist(), stops[often].tolist(), totals[often].tolist(), strict=True
+        ):
+            self.counts[pair] = total
+            self.places[pair] = place_E[start:stop]
+            heapq.heappush(self.heap, (-total, pair))
