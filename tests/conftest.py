@@ -1,5 +1,6 @@
 """What many tests need: a tiny base model with its tokenizer, and a run whose blocks are packed already."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -42,31 +43,38 @@ def save_tiny_llama(folder: Path, *, tied: bool = True, vocabulary: int = VOCABU
 
 
 def write_blocks(run_folder: Path, streams: list[str], *, blocks: int = 40, block_tokens: int = 32, vocabulary: int = VOCABULARY) -> None:
-    """Packed blocks of random documents, as the pack stage leaves them, with its manifest."""
-    from zhlm.blocks.store import commit, write_shard
+    """Packed blocks of random documents, as the pack stage leaves them, with its manifest: three training shards and a held-out one of
+    each stream."""
+    from zhlm.blocks.store import Ledger, Part, Plan, Planned, Split, beat, commit_part, write_plan, writing
     from zhlm.records import Blocks
-    from zhlm.storage import Place
+    from zhlm.storage import Place, Run
 
-    random = np.random.default_rng(5)
+    run, random = Run(Place(run_folder)), np.random.default_rng(5)
+    planned: dict[str, tuple[Planned, ...]] = {}
+    committed: dict[tuple[str, int], Part] = {}
     facts: dict[str, Any] = {}
     for stream in streams:
-        facts[stream] = {}
-        for split, count in (("train", blocks), ("validation", 5)):
-            place = Place(run_folder / "blocks" / stream / split)
-            shards = []
-            for index in range(3 if split == "train" else 1):
-                num = count // 3 + (index < count % 3) if split == "train" else count
-                first = random.integers(3, vocabulary, (num, 1))
-                ids = (first + np.arange(block_tokens)) % (vocabulary - 3) + 3  # counting up: easy to learn
-                ends = [np.array(sorted({int(random.integers(4, block_tokens - 4)), block_tokens - b % 3}), np.uint32) for b in range(num)]
-                tokens, documents = sum(int(e[-1]) for e in ends), sum(len(e) for e in ends)
-                packed = Blocks(ids, ends)
-                size = {"documents": documents, "tokens": tokens, "utf8_bytes": 2 * tokens, "characters": tokens}
-                shards.append(write_shard(place, index, packed, vocabulary=vocabulary, source=f"{stream}-{index}", **size))
-            commit(place, shards)
-            facts[stream][split] = {"blocks": count}
-    manifest = {"key": "test", "facts": {"streams": facts}}
-    (run_folder / "blocks" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        totals = {"train": {"blocks": 0, "tokens": 0}, "validation": {"blocks": 0, "tokens": 0}}
+        counts: list[tuple[Split, int]] = [*(("train", blocks // 3 + (n < blocks % 3)) for n in range(3)), ("validation", 5)]
+        for number, (split, count) in enumerate(counts):
+            first = random.integers(3, vocabulary, (count, 1))
+            ids = (first + np.arange(block_tokens)) % (vocabulary - 3) + 3  # counting up: easy to learn
+            ends = [np.array(sorted({int(random.integers(4, block_tokens - 4)), block_tokens - b % 3}), np.uint32) for b in range(count)]
+            tokens, documents = sum(int(e[-1]) for e in ends), sum(len(e) for e in ends)
+            key = hashlib.sha256(repr((streams, stream, number, blocks, block_tokens, vocabulary)).encode()).hexdigest()[:32]
+            with writing(run.store, key, [split], block_tokens, vocabulary) as writers:
+                writers[split].write(Blocks(ids, ends))
+                shard = writers[split].close(documents=documents, tokens=tokens, utf8_bytes=2 * tokens, characters=tokens)
+            part = Part(key, f"{stream}-{number}", {split: shard}, documents)
+            commit_part(run.store, part)
+            planned[stream] = (*planned.get(stream, ()), Planned(key, part.source, (split,)))
+            committed[stream, number] = part
+            totals[split] = {"blocks": totals[split]["blocks"] + count, "tokens": totals[split]["tokens"] + tokens}
+        facts[stream] = totals
+    write_plan(run.blocks, Plan({"block_tokens": block_tokens, "vocabulary": vocabulary}, planned))
+    Ledger(run.blocks).start(committed)
+    beat(run.blocks, "done")
+    (run.blocks / "manifest.json").write_text(json.dumps({"key": "test", "facts": {"streams": facts}}))
 
 
 def run_data(folder: Path, **train: Any) -> dict[str, Any]:

@@ -10,12 +10,15 @@ from typing import TypeAlias
 from zhlm.errors import RunError, UserError, ZhlmError
 
 ADDRESS = "http://127.0.0.1:8265"
+WIDTH = 160
+"""Columns of a table where the output is not a terminal."""
 EXAMPLES = """\
 examples:
   zhlm plan configs/sample.yaml                        what it will do and need, before anything starts
   zhlm run configs/sample.yaml                         all stages, here
   zhlm run configs/sample.yaml --set train.steps=50    with a setting changed
   zhlm submit configs/sample.yaml                      the same on a cluster
+  zhlm blocks runs/sample                              what was packed, dropped and is still missing
   zhlm generate runs/sample --prompt "今天"            base and adapted model side by side
   zhlm serve runs/sample                               OpenAI-compatible server
 
@@ -69,6 +72,14 @@ def build_parser() -> argparse.ArgumentParser:
     stop = _verb(verbs, "stop", _stop, "stop a job")
     stop.add_argument("id", metavar="ID", help="as `zhlm jobs` shows it")
     _address_option(stop)
+
+    blocks = _verb(verbs, "blocks", _blocks, "show the packed blocks of a run, verify and repair them, print their order")
+    blocks.add_argument("run", metavar="RUN", help="run folder, such as runs/sample")
+    which = blocks.add_mutually_exclusive_group()
+    which.add_argument("--verify", action="store_true", help="read every shard again: hash, counts, document ends, ids")
+    which.add_argument("--repair", action="store_true", help="throw away what is damaged; the next `zhlm run` packs just that again")
+    which.add_argument("--order", type=_number(int, 1, 10**12), metavar="STEP", help="the blocks of an optimizer step and of the next ones")
+    which.add_argument("--show", type=_number(int, 0, 10**15), metavar="N", help="block N of the training order (from 0) as text")
 
     _generate_options(_verb(verbs, "generate", _generate, "continue prompts with the base and the adapted model, side by side"))
 
@@ -168,6 +179,30 @@ def _stop(options: argparse.Namespace) -> int:
     from zhlm.submit.jobs import stop
 
     return stop(options.id, options.address)
+
+
+def _blocks(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from zhlm.blocks import inspect
+    from zhlm.storage import Place, Run
+
+    opened = inspect.open_blocks(Run(Place(_run_folder(options.run))))
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    if options.verify:
+        return inspect.verify_blocks(opened, console)
+    if options.repair:
+        from zhlm.pipeline import locked
+
+        with locked(opened.run):
+            return inspect.repair_blocks(opened, console)
+    if options.order is not None:
+        inspect.show_order(opened, options.order, console)
+    elif options.show is not None:
+        inspect.show_block(opened, options.show, console)
+    else:
+        inspect.show_overview(opened, console)
+    return 0
 
 
 def _generate(options: argparse.Namespace) -> int:

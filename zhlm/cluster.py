@@ -52,7 +52,7 @@ def _first_line(error: BaseException) -> str:
 def check_capacity(config: RunConfig) -> None:
     """Raises: ClusterError when the training workers can never fit, however long the run waits."""
     resources = config.resources
-    most = _most_resources()
+    most = most_resources()
     if most is None:
         return
     for name, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker)):
@@ -64,7 +64,7 @@ def check_capacity(config: RunConfig) -> None:
             )
 
 
-def _most_resources() -> dict[str, float] | None:
+def most_resources() -> dict[str, float] | None:
     """What the cluster can have at most; None when it can grow by an amount that Ray does not tell."""
     growing = state.state.get_max_resources_from_cluster_config()
     now: dict[str, float] = ray.cluster_resources()

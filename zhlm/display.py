@@ -1,15 +1,17 @@
-"""What the person at the terminal sees: one live line on a terminal, plain lines in a log or job; all other noise goes to a file."""
+"""What the person sees: a live line per running stage on a terminal, plain lines in a log or job; all other noise goes to a file."""
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -47,8 +49,19 @@ def quiet(log_path: Path) -> Iterator[TextIO]:
         os.close(log)
 
 
+@dataclass
+class _Running:
+    """A stage between its start and its end."""
+
+    started_s: float
+    first: tuple[float, float] | None = None
+    """When the first progress of this attempt came, and how much was done then."""
+    printed_s: float = float("-inf")
+    row: Table | None = None
+
+
 class Display:
-    """Shows one stage at a time. A context manager, so that a live line never outlives an error."""
+    """Shows the stages that run now, from any thread. A context manager, so that a live line never outlives an error."""
 
     def __init__(self, terminal: TextIO) -> None:
         self._console = Console(file=terminal, highlight=False, soft_wrap=True)
@@ -56,10 +69,8 @@ class Display:
         if self._console.is_terminal:
             # Unasked, Live would show all that anybody prints; that belongs in the log.
             self._live = Live(console=self._console, refresh_per_second=4, transient=True, redirect_stdout=False, redirect_stderr=False)
-        self._stage = ""
-        self._started_s = 0.0
-        self._first: tuple[float, float] | None = None
-        self._printed_s = float("-inf")
+        self._stages: dict[str, _Running] = {}
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
         if self._live:
@@ -67,23 +78,26 @@ class Display:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._lock:
+            self._stages.clear()
+            self._refresh()
         if self._live:
-            self._live.update(Text(""))
             self._live.stop()
 
     def line(self, text: str = "", style: str = "") -> None:
-        """A lasting line, above the live one."""
+        """A lasting line, above the live ones."""
         self._console.print(Text(text, style=style))
 
     def start(self, stage: str, why: str) -> None:
-        self._stage, self._started_s, self._first = stage, time.monotonic(), None
-        self._printed_s = float("-inf")
-        self.line(f"{stage:9} {why}", "bold")
+        with self._lock:
+            self._stages[stage] = _Running(time.monotonic())
+            self.line(f"{stage:9} {why}", "bold")
 
-    def finish(self, summary: str) -> None:
-        if self._live:
-            self._live.update(Text(""))
-        self.line(f"{self._stage:9} done in {_span(time.monotonic() - self._started_s)}{': ' + summary if summary else ''}", "green")
+    def finish(self, stage: str, summary: str) -> None:
+        with self._lock:
+            running = self._stages.pop(stage)
+            self._refresh()
+            self.line(f"{stage:9} done in {_span(time.monotonic() - running.started_s)}{': ' + summary if summary else ''}", "green")
 
     def skip(self, stage: str) -> None:
         self.line(f"{stage:9} finished earlier, nothing to do", "dim")
@@ -91,20 +105,27 @@ class Display:
     def report(self, progress: Progress) -> None:
         """Receives every progress of a stage; decides itself what is worth showing."""
         now = time.monotonic()
-        if self._first is None or progress.done < self._first[1]:
-            self._first = (now, progress.done)
-        left_s = self._left_s(now, progress)
-        if self._live:
-            self._live.update(_live_row(progress, left_s))
-        elif now - self._printed_s >= PLAIN_INTERVAL_S or progress.done >= progress.total:
-            self._printed_s = now
-            left = f"  left {_span(left_s)}" if left_s is not None else ""
-            self.line(f"{progress.stage:9} {_count(progress)}  {_facts(progress.facts)}{left}")
+        with self._lock:
+            running = self._stages.setdefault(progress.stage, _Running(now))
+            if running.first is None or progress.done < running.first[1]:
+                running.first = (now, progress.done)
+            left_s = _left_s(running.first, now, progress)
+            if self._live:
+                running.row = _live_row(progress, left_s)
+                self._refresh()
+            elif now - running.printed_s >= PLAIN_INTERVAL_S or progress.done >= progress.total:
+                running.printed_s = now
+                left = f"  left {_span(left_s)}" if left_s is not None else ""
+                self.line(f"{progress.stage:9} {_count(progress)}  {_facts(progress.facts)}{left}")
 
-    def _left_s(self, now: float, progress: Progress) -> float | None:
-        assert self._first is not None, "report() sets the first measurement before it asks"
-        seconds, done = now - self._first[0], progress.done - self._first[1]
-        return (progress.total - progress.done) * seconds / done if done > 0 and seconds > 1 else None
+    def _refresh(self) -> None:
+        if self._live:
+            self._live.update(Group(*(running.row for running in self._stages.values() if running.row)))
+
+
+def _left_s(first: tuple[float, float], now: float, progress: Progress) -> float | None:
+    seconds, done = now - first[0], progress.done - first[1]
+    return (progress.total - progress.done) * seconds / done if done > 0 and seconds > 1 else None
 
 
 def _live_row(progress: Progress, left_s: float | None) -> Table:

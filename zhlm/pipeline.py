@@ -10,19 +10,24 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from zhlm.beside import at_once
+from zhlm.blocks.store import HEARTBEAT, PLAN
 from zhlm.config.load import dump_config, load_config
 from zhlm.config.schema import RunConfig
-from zhlm.config.stages import STAGES, Stage, differences, reads, wanted_stages
-from zhlm.corpus.files import find_files
+from zhlm.config.stages import STAGES, Stage, differences, packing_cpus, reads, trains_while_packing, wanted_stages
+from zhlm.corpus.files import SourceFile, find_files
+from zhlm.corpus.streams import files_of
 from zhlm.display import Display, quiet
 from zhlm.errors import RunError, UserError, find_user_error
+from zhlm.records import Report
 from zhlm.storage import MANIFEST, SAMPLE_SCHEME, Run, digest, storage_errors
 from zhlm.submit.plan import format_plan, make_plan
 from zhlm.submit.preflight import check
@@ -64,7 +69,7 @@ def run_file(path: str, overrides: Sequence[str] = (), *, dry_run: bool = False,
             return 0
         check(config)
         run = Run.of(config)
-        with _locked(run), quiet(_log_path(run)) as terminal, Display(terminal) as display:
+        with locked(run), quiet(_log_path(run)) as terminal, Display(terminal) as display:
             return _run_shown(config, run, stages or wanted_stages(config), display)
     except UserError as error:
         print(f"zhlm: {error}", file=sys.stderr)
@@ -95,40 +100,123 @@ def _run_shown(config: RunConfig, run: Run, stages: Sequence[Stage], display: Di
     return 0
 
 
+@dataclass(frozen=True)
+class _Task:
+    """A stage, what decides its output now, and the manifest it has."""
+
+    stage: Stage
+    key_parts: dict[str, Any]
+    done: dict[str, Any] | None
+
+    @property
+    def key(self) -> str:
+        return digest(self.key_parts)
+
+    @property
+    def finished(self) -> bool:
+        return self.done is not None and self.done["key"] == self.key
+
+    @staticmethod
+    def of(config: RunConfig, run: Run, stage: Stage, begun: Mapping[Stage, str] | None = None) -> "_Task":
+        return _Task(stage, _key_parts(config, run, stage, begun or {}), _read_json(run.of_stage(stage), MANIFEST))
+
+
 def run_stages(config: RunConfig, run: Run, stages: Sequence[Stage], display: Display) -> None:
-    """Run the named stages of one run, each only if its manifest does not match what it would do now."""
+    """Run the named stages of one run, each only if its manifest does not match what it would do now.
+
+    Raises: RunError when a stage that they build on was done for other settings or other files, and is not among them.
+    """
     _claim(config, run)
+    if {"pack", "train"} <= {*stages}:
+        trains_while_packing(config, 0, None)  # what cannot be, whatever the cluster, is said before any work
+    begun: set[Stage] = set()
     with ExitStack() as until_the_end:
-        connected = False
+        cluster = None
         for stage in stages:
-            key_parts = _key_parts(config, run, stage)
-            done = _read_json(run.of_stage(stage), MANIFEST)
-            if done and done["key"] == digest(key_parts):
+            if stage in begun:
+                continue
+            _check_sources(config, run, stage, stages)
+            task = _Task.of(config, run, stage)
+            if task.finished:
                 display.skip(stage)
                 continue
-            if not connected:  # a run with nothing to do must not wait for a cluster
+            if cluster is None:  # a run with nothing to do must not wait for a cluster
                 cluster = importlib.import_module("zhlm.cluster")
                 until_the_end.enter_context(cluster.connected())
                 cluster.check_capacity(config)
-                connected = True
-            _run_stage(config, run, stage, key_parts, done, display)
+            if stage == "pack" and "train" in stages:
+                most = cluster.most_resources()
+                training = _Task.of(config, run, "train", {"pack": task.key})
+                if not training.finished and trains_while_packing(config, _source_bytes(config, run), most):
+                    _run_both(config, run, task, training, display, most)
+                    begun.add("train")
+                    continue
+            _run_stage(config, run, task, display)
 
 
-def _run_stage(config: RunConfig, run: Run, stage: Stage, key_parts: dict[str, Any], done: dict[str, Any] | None, display: Display) -> None:
-    display.start(stage, _start_folder(run, stage, key_parts, done))
+def _check_sources(config: RunConfig, run: Run, stage: Stage, stages: Sequence[Stage]) -> None:
+    """A stage run without those before it takes their output only if it is what they would make now."""
+    for source in FEEDS[stage]:
+        if source in stages or source not in wanted_stages(config):
+            continue
+        manifest, now = run.manifest(source), _key_parts(config, run, source, {})
+        if manifest["key"] != digest(now):
+            raise RunError(
+                f"{stage}: the {source} stage of {run.folder} was done for something else: {_told(differences(manifest['reads'], now))}; "
+                f"run `python -m ray_jobs.{source}` or the pipeline first"
+            )
+
+
+def _source_bytes(config: RunConfig, run: Run) -> int:
+    return sum(f.size_bytes for s in config.streams for f in files_of(s, run.resolve))
+
+
+def _run_stage(config: RunConfig, run: Run, task: _Task, display: Display) -> None:
+    _begin(run, task, display)
+    _conclude(run, _work(config, task, display.report), display)
+
+
+def _run_both(config: RunConfig, run: Run, packing: _Task, training: _Task, display: Display, most: Mapping[str, float] | None) -> None:
+    """Training on the first blocks while the rest is packed. Its manifest comes after that of the blocks it is built on."""
+    _begin(run, packing, display)
+    for name in (PLAN, HEARTBEAT):  # of a packer that is gone: readers wait for the new one's
+        (run.blocks / name).delete()
+    _begin(run, training, display)
+    resources = config.resources
+    if most is not None:  # packing must leave the workers their CPUs: they need them all at once
+        room = min(resources.pack_tasks, packing_cpus(config, most))
+        resources = resources.model_copy(update={"pack_tasks": room})
+    small = config.model_copy(update={"resources": resources})
+    manifest = at_once(
+        lambda: _work(config, training, display.report),
+        lambda report: _conclude(run, _work(small, packing, report), display),
+        display.report,
+    )
+    _conclude(run, manifest, display)
+
+
+def _begin(run: Run, task: _Task, display: Display) -> None:
+    display.start(task.stage, _start_folder(run, task))
+
+
+def _work(config: RunConfig, task: _Task, report: Report) -> dict[str, Any]:
+    """Run the stage. Returns its manifest."""
     started_s = time.monotonic()
-    facts = importlib.import_module(f"zhlm.{stage}.job").run(config, display.report)
-    manifest = {
-        "stage": stage,
-        "key": digest(key_parts),
-        "reads": key_parts,
+    facts = importlib.import_module(f"zhlm.{task.stage}.job").run(config, report)
+    return {
+        "stage": task.stage,
+        "key": task.key,
+        "reads": task.key_parts,
         "seconds": round(time.monotonic() - started_s, 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
         "facts": facts,
     }
-    (run.of_stage(stage) / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
-    display.finish(str(facts.get("summary", "")))
+
+
+def _conclude(run: Run, manifest: dict[str, Any], display: Display) -> None:
+    (run.of_stage(manifest["stage"]) / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+    display.finish(manifest["stage"], str(manifest["facts"].get("summary", "")))
 
 
 def _claim(config: RunConfig, run: Run) -> None:
@@ -149,12 +237,17 @@ def _claim(config: RunConfig, run: Run) -> None:
     (run.folder / "versions.json").write_text(json.dumps(_versions(), indent=1))
 
 
-def _key_parts(config: RunConfig, run: Run, stage: Stage) -> dict[str, Any]:
-    """Everything that decides a stage's output: its part of the config, the files it reads, and the output of the stages before."""
+def _key_parts(config: RunConfig, run: Run, stage: Stage, begun: Mapping[Stage, str]) -> dict[str, Any]:
+    """Everything that decides a stage's output: its part of the config, the files it reads, and the output of the stages before.
+
+    `begun` has the keys of stages that run at the same time and have no manifest yet.
+    """
     wanted = wanted_stages(config)
     fed: dict[str, str] = {}
     for source in FEEDS[stage]:
-        if source in wanted:
+        if source in begun:
+            fed[source] = begun[source]
+        elif source in wanted:
             manifest = run.manifest(source)
             # Blocks depend on the tokenizer alone: other initial values of the new rows must not pack the corpus again.
             part = "tokenizer_digest" if (source, stage) == ("vocab", "pack") else None
@@ -163,39 +256,47 @@ def _key_parts(config: RunConfig, run: Run, stage: Stage) -> dict[str, Any]:
 
 
 def _fingerprints(config: RunConfig, stage: Stage) -> dict[str, str]:
-    """Corpus files that this stage reads itself, by content."""
-    paths: list[str] = []
+    """What is in the corpus files that this stage reads itself, whatever their names."""
+    files: dict[str, list[SourceFile]] = {}
     if stage == "sample" and config.sample and config.sample.base:
-        paths = config.sample.base.paths
-    if stage == "vocab":
-        paths = [p for s in config.streams if s.role == "new" for p in s.paths]
-    if stage == "pack":
-        paths = [p for s in config.streams for p in [*s.paths, *s.held_out]]
+        files["sample.base"] = _own_files(config.sample.base.paths)
+    for stream in config.streams if stage in ("vocab", "pack") else ():
+        if stream.dataset is not None:
+            files[stream.name] = files_of(stream, str)
+        elif stage == "pack" or stream.role == "new":
+            files[stream.name] = _own_files(stream.paths, stream.document)
+        if stage == "pack":
+            files[f"{stream.name}.held_out"] = _own_files(stream.held_out, stream.document)
+    return {name: digest(sorted(f.fingerprint for f in found)) for name, found in files.items() if found}
+
+
+def _own_files(paths: Sequence[str], document: Literal["line", "file"] = "line") -> list[SourceFile]:
     own = [p for p in paths if not p.startswith(SAMPLE_SCHEME)]
-    return {f.path: f.fingerprint for f in find_files(own)} if own else {}
+    return find_files(own, document) if own else []
 
 
-def _start_folder(run: Run, stage: Stage, key_parts: dict[str, Any], done: dict[str, Any] | None) -> str:
+def _start_folder(run: Run, task: _Task) -> str:
     """Keep a folder's unfinished work of the same key, empty it otherwise; says why the stage runs."""
-    folder, key = run.of_stage(stage), digest(key_parts)
+    folder = run.of_stage(task.stage)
     started = _read_json(folder, STARTED)
-    if started and started["key"] == key and not done:
+    if started and started["key"] == task.key and not task.done:
         return "goes on where it stopped"
-    before = done or started
+    before = task.done or started
     if folder.exists():
         folder.delete()
-    (folder / STARTED).write_text(json.dumps({"key": key, "reads": key_parts}, ensure_ascii=False))
-    if not before:
-        return "starts"
-    changed = differences(before["reads"], key_parts)
-    shown = "; ".join(_readable(c) for c in changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-    return f"is done again: {shown}"
+    (folder / STARTED).write_text(json.dumps({"key": task.key, "reads": task.key_parts}, ensure_ascii=False))
+    return f"is done again: {_told(differences(before['reads'], task.key_parts))}" if before else "starts"
+
+
+def _told(changed: list[str]) -> str:
+    return "; ".join(_readable(c) for c in changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 
 
 def _readable(change: str) -> str:
     place, _, values = change.partition(": ")
     head, _, rest = place.partition(".")
-    return {"config": f"{rest}: {values}", "from": f"the {rest} stage has new output", "files": f"{rest} changed"}.get(head, change)
+    told = {"config": f"{rest}: {values}", "from": f"the {rest} stage has new output", "files": f"the files of {rest} changed"}
+    return told.get(head, change)
 
 
 def _read_json(folder: Any, name: str) -> dict[str, Any] | None:
@@ -220,7 +321,7 @@ def _log_path(run: Run) -> Path:
 
 
 @contextmanager
-def _locked(run: Run) -> Iterator[None]:
+def locked(run: Run) -> Iterator[None]:
     """One process at a time works on a run folder of this machine; the kernel frees the lock when it dies."""
     path = _log_path(run).with_name("lock")
     with storage_errors("writing", path):

@@ -8,14 +8,16 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -26,6 +28,24 @@ from zhlm.errors import RunError, StorageError
 
 SAMPLE_SCHEME = "sample://"
 MANIFEST = "manifest.json"
+BLOCK_STORE = "_blocks"
+"""No run can have this name."""
+
+
+RETRY_S = 90.0
+"""How long a remote storage that does not answer is asked again."""
+RETRY_PAUSE_S = 1.0
+"""Before the second try; doubled each time, up to RETRY_PAUSE_MOST_S."""
+RETRY_PAUSE_MOST_S = 10.0
+
+_PASSING = re.compile(
+    r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT|UNKNOWN \(HTTP status 5)"
+    r"|HTTP status (408|429|5\d\d)|curlCode|timed out|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]onnection (refused|reset)"
+)
+"""How Arrow words what may be over in a minute."""
+_PASSING_NUMBERS = {errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.ENETUNREACH}
+
+T = TypeVar("T")
 
 
 def digest(data: Any) -> str:
@@ -48,6 +68,29 @@ def storage_errors(doing: str, where: object) -> Iterator[None]:
         reason = "the disk is full" if full else (error.strerror or str(error).splitlines()[0])
         remedy = "free some space or set storage.root to another disk" if full else "check storage.root and its permissions"
         raise StorageError(f"storage: {doing} {where} failed: {reason}; {remedy}", path=str(where)) from error
+
+
+def retrying(where: object, action: Callable[[], T]) -> T:
+    """The result of an action on a storage; where it is remote and does not answer, the action is tried again for RETRY_S seconds.
+
+    Raises: OSError at once when waiting would not help (not found, no permission, wrong address); after that time with how long it took.
+    """
+    if not is_remote(str(where)):
+        return action()
+    started_s, pause_s = time.monotonic(), RETRY_PAUSE_S
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            passing = error.errno in _PASSING_NUMBERS or (error.errno is None and _PASSING.search(str(error)))
+            if not passing:
+                raise
+            tried_s = time.monotonic() - started_s
+            if tried_s + pause_s > RETRY_S:
+                reason = error.strerror or str(error).strip().splitlines()[0]
+                raise OSError(errno.ETIMEDOUT, f"{reason} (tried for {tried_s:.0f} s)") from error
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, RETRY_PAUSE_MOST_S)
 
 
 class Place:
@@ -76,7 +119,7 @@ class Place:
     def _open(self) -> tuple[pafs.FileSystem, str]:
         if self.remote:
             try:
-                filesystem, path = pafs.FileSystem.from_uri(self.uri)
+                filesystem, path = retrying(self, lambda: pafs.FileSystem.from_uri(self.uri))
             except pa.ArrowInvalid as error:
                 raise StorageError(
                     f"storage: {self} cannot be used ({error}); name a local folder, s3://bucket/folder or gs://..."
@@ -87,34 +130,36 @@ class Place:
     def exists(self) -> bool:
         with storage_errors("looking for", self):
             filesystem, path = self._open()
-            return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+            return bool(retrying(self, lambda: filesystem.get_file_info(path)).type != pafs.FileType.NotFound)
 
     def names(self) -> list[str]:
         """Names of the children, sorted; empty when the folder does not exist."""
         with storage_errors("listing", self):
             filesystem, path = self._open()
-            infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+            infos = retrying(self, lambda: filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
             return sorted(info.base_name for info in infos)
 
     def read_text(self) -> str:
         with storage_errors("reading", self):
             filesystem, path = self._open()
-            with filesystem.open_input_stream(path) as stream:
-                return bytes(stream.read()).decode("utf-8")
+            return retrying(self, lambda: _read(filesystem, path)).decode("utf-8")
 
     def write_text(self, text: str) -> None:
         """Write a whole file so that a reader sees the old content or the new, never a part."""
+        self.write_bytes(text.encode("utf-8"))
+
+    def write_bytes(self, data: bytes) -> None:
+        """As `write_text`."""
         with storage_errors("writing", self):
             if self.remote:
                 filesystem, path = self._open()
-                with filesystem.open_output_stream(path) as stream:
-                    stream.write(text.encode("utf-8"))
+                retrying(self, lambda: _write(filesystem, path, data))
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.path.with_name(f".{self.name}.{uuid.uuid4().hex[:8]}")
             try:
-                with open(temporary, "w", encoding="utf-8") as file:
-                    file.write(text)
+                with open(temporary, "wb") as file:
+                    file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, self.path)
@@ -137,14 +182,13 @@ class Place:
             return self.path
         with storage_errors("fetching", self):
             filesystem, path = self._open()
-            infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-            infos = [i for i in infos if i.type == pafs.FileType.File] or [filesystem.get_file_info(path)]
+            infos = retrying(self, lambda: _files(filesystem, path))
             stamp = digest([self.uri, sorted((i.path, i.size, str(i.mtime)) for i in infos)])
             cached = Path(tempfile.gettempdir()) / f"zhlm-cache-{os.getuid()}" / stamp / self.name
             if not cached.exists():
                 cached.parent.mkdir(parents=True, exist_ok=True)
                 temporary = cached.with_name(f"{cached.name}.{uuid.uuid4().hex[:8]}")
-                _copy(filesystem, path, pafs.LocalFileSystem(), str(temporary))
+                retrying(self, lambda: _copy(filesystem, path, pafs.LocalFileSystem(), str(temporary)))
                 try:
                     os.rename(temporary, cached)
                 except OSError:  # another process on this machine was first, with the same content
@@ -179,6 +223,22 @@ class Place:
             shutil.rmtree(work, ignore_errors=True)
 
 
+def _read(filesystem: pafs.FileSystem, path: str) -> bytes:
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def _write(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(data)
+
+
+def _files(filesystem: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
+    """The files of a folder, at any depth, or the file itself."""
+    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    return [i for i in infos if i.type == pafs.FileType.File] or [filesystem.get_file_info(path)]
+
+
 def _copy(source: pafs.FileSystem, source_path: str, target: pafs.FileSystem, target_path: str) -> None:
     if source.get_file_info(source_path).type == pafs.FileType.Directory:
         target.create_dir(target_path, recursive=True)  # copy_files makes only the folders below
@@ -210,6 +270,11 @@ class Run:
     @property
     def blocks(self) -> Place:
         return self.folder / "blocks"
+
+    @property
+    def store(self) -> Place:
+        """The data files of blocks, shared by all runs of the same root."""
+        return Place(self.folder.uri.rstrip("/").rsplit("/", 1)[0]) / BLOCK_STORE
 
     @property
     def checkpoints(self) -> Place:

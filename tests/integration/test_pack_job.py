@@ -14,7 +14,7 @@ import ray
 from transformers import AutoTokenizer
 
 from conftest import run_data, save_tiny_llama
-from zhlm.blocks.store import open_shard, read_ledger
+from zhlm.blocks.store import Ledger, Part, Split, open_shard, read_heartbeat, read_plan
 from zhlm.config.schema import RunConfig
 from zhlm.errors import CorpusError
 from zhlm.pack.job import run
@@ -75,17 +75,18 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ledgers(config: RunConfig) -> dict[str, list[Any]]:
-    blocks = Run.of(config).blocks
-    return {f"{s}/{split}": read_ledger(blocks / s / split) for s in ("zh", "en") for split in ("train", "validation")}
+def ledger(config: RunConfig) -> dict[tuple[str, int], Part]:
+    return Ledger(Run.of(config).blocks).read()
 
 
-def pieces(config: RunConfig, stream: str, split: str) -> list[list[int]]:
+def pieces(config: RunConfig, stream: str, split: Split) -> list[list[int]]:
     """The ids of every document piece in the blocks, in order."""
-    folder = Run.of(config).blocks / stream / split
+    run, parts = Run.of(config), ledger(config)
+    plan = read_plan(run.blocks)
+    assert plan is not None and set(parts) == {(name, n) for name, planned in plan.streams.items() for n in range(len(planned))}
     out = []
-    for shard in read_ledger(folder):
-        for row in open_shard(folder, shard).to_pylist():
+    for number in plan.of_split(stream, split):
+        for row in open_shard(run.store, parts[stream, number].shards[split]).to_pylist():
             out += [row["input_ids"][a:b] for a, b in pairwise([0, *row["document_ends"]])]
     return out
 
@@ -113,8 +114,10 @@ def test_every_document_is_in_a_block_held_out_or_counted(sources: Path) -> None
     found = decoded(config, pieces(config, "zh", "train") + pieces(config, "zh", "validation"))
     fitting = [t + "<eos>" for t in texts(150, "文") if len(t.encode()) < 64]  # a token is a byte here
     assert len(fitting) > 30 and all(found.count(t) == 1 for t in fitting)
-    assert all(isinstance(p, Progress) and p.total == 5 for p in seen)
-    assert [p.done for p in seen] == sorted(p.done for p in seen) and seen[-1].done == 5
+    assert all(isinstance(p, Progress) and p.unit == "shards" for p in seen)
+    assert [p.done for p in seen] == sorted(p.done for p in seen) and seen[-1].done == seen[-1].total == len(ledger(config))
+    sign = read_heartbeat(Run.of(config).blocks)
+    assert sign is not None and sign.state == "done"
 
 
 def test_every_text_comes_back_whole_and_once_from_concat_blocks(sources: Path) -> None:
@@ -137,16 +140,69 @@ def test_held_out_texts_and_rejects_are_kept_for_reading(sources: Path) -> None:
     assert sorted(r["reason"] for r in rejects) == ["duplicate"] * 4 + ["empty", "too_short"]
     assert {(Path(r["path"]).name, r["row"], r["text"]) for r in rejects if r["reason"] == "too_short"} == {("a.jsonl", 52, "短")}
     zh_held = pq.read_table((blocks / "zh" / "held_out.parquet").path).column("text").to_pylist()
-    assert len(zh_held) == sum(s.documents for s in read_ledger(blocks / "zh" / "validation"))
+    assert len(zh_held) == sum(p.shards["validation"].documents for (name, _), p in ledger(config).items() if name == "zh")
     assert not {t + "<eos>" for t in zh_held} & set(decoded(config, pieces(config, "zh", "train")))
 
 
-def test_the_same_bytes_with_one_task_or_two_and_in_any_order_of_paths(sources: Path) -> None:
-    two, one = config_for(sources, root="two", tasks=2), config_for(sources, root="one", tasks=1)
-    shuffled = [str(sources / "zh" / n) for n in ("c.parquet", "a.jsonl", "b.txt.gz", "a.jsonl")]
-    one = one.model_copy(update={"streams": [one.streams[0].model_copy(update={"paths": shuffled}), one.streams[1]]})
-    assert run(two, lambda _: None) == run(one, lambda _: None)
-    assert ledgers(two) == ledgers(one)
+def test_the_same_blocks_whatever_the_tasks_and_the_names_and_order_of_files(sources: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"shard_bytes": 1500, "near_duplicates": 0.9}
+    two = config_for(sources, root="two", tasks=2, **settings)
+    facts = run(two, lambda _: None)
+    assert facts["streams"]["zh"]["train"]["shards"] > 5
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    for old, new in (("a.jsonl", "z.jsonl"), ("b.txt.gz", "0.txt.gz"), ("c.parquet", "k.parquet")):
+        (renamed / new).write_bytes((sources / "zh" / old).read_bytes())
+    for tasks in (1, 4):
+        other = config_for(sources, root=f"with_{tasks}", tasks=tasks, **settings)
+        paths = [str(renamed / n) for n in ("k.parquet", "z.jsonl", "0.txt.gz", "z.jsonl")]
+        other = other.model_copy(update={"streams": [other.streams[0].model_copy(update={"paths": paths}), other.streams[1]]})
+        assert timeless(run(other, lambda _: None)) == timeless(facts)
+        assert contents(other) == contents(two)
+
+
+def timeless(facts: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in facts.items() if k != "summary"}
+
+
+def contents(config: RunConfig) -> dict[tuple[str, int], Any]:
+    """What the ledger says, but for the names of the corpus files."""
+    return {place: (part.key, part.shards, part.dropped) for place, part in ledger(config).items()}
+
+
+def test_another_run_takes_the_blocks_from_the_store(sources: Path) -> None:
+    first = config_for(sources, root="shared", shard_bytes=1500)
+    run(first, lambda _: None)
+    second = first.model_copy(update={"name": "second"})
+    files = {p: p.stat().st_mtime_ns for p in Path(Run.of(first).store.uri).rglob("*.arrow")}
+    facts = run(second, lambda _: None)
+    assert contents(second) == contents(first)
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+    assert f"{len(ledger(first))} of {len(ledger(first))} shards reused" in facts["summary"]
+
+
+def test_a_changed_file_packs_its_own_shards_again_and_no_others(sources: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text("\n".join(texts(40, name)), encoding="utf-8")
+    config = config_for(sources, root="changed", shard_bytes=1500)
+    zh = config.streams[0].model_copy(update={"paths": [str(tmp_path)]})
+    config = config.model_copy(update={"streams": [zh, config.streams[1]]})
+    run(config, lambda _: None)
+    before = {part.key for part in ledger(config).values()}
+    with open(tmp_path / "b.txt", "a", encoding="utf-8") as file:
+        file.write("\n新的一行，只有这里有。")
+    run(config, lambda _: None)
+    after = {part.key for part in ledger(config).values()}
+    changed = [p for p in ledger(config).values() if p.key in after - before]
+    assert changed and {Path(p.source).name for p in changed} == {"b.txt"}
+
+
+def test_packing_without_a_survey_reads_each_file_once_and_keeps_copies(sources: Path) -> None:
+    config = config_for(sources, root="single", deduplicate=False)
+    facts = run(config, lambda _: None)
+    zh, en = facts["streams"]["zh"], facts["streams"]["en"]
+    assert zh["dropped"] == {"empty": 1, "too_short": 1} and zh["kept"] == 154
+    assert en["dropped"] == {"in_held_out": 1} and en["validation"]["documents"] == 3
 
 
 def test_packing_goes_on_while_something_else_holds_a_cpu(sources: Path) -> None:
@@ -161,15 +217,6 @@ def test_packing_goes_on_while_something_else_holds_a_cpu(sources: Path) -> None
         assert facts["streams"]["zh"]["kept"] == 150
     finally:
         ray.kill(busy)
-
-
-def test_a_second_attempt_leaves_nothing_of_the_first(sources: Path) -> None:
-    config = config_for(sources, root="again")
-    leftover = Run.of(config).blocks / "zh" / "train" / "shard-00099.arrow"
-    leftover.path.parent.mkdir(parents=True)
-    leftover.write_text("torn")
-    run(config, lambda _: None)
-    assert not leftover.exists()
 
 
 @pytest.mark.parametrize(

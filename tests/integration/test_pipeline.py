@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from conftest import run_data, save_tiny_llama
 
 SETTINGS: dict[str, Any] = {
     "name": "mini",
@@ -152,6 +155,69 @@ def test_a_killed_driver_goes_on_from_its_checkpoint(mini: MiniRun, tmp_path: Pa
     assert "train     goes on where it stopped" in output
     assert done_before < 20 and set(run.losses()) == set(mini.losses())
     assert run.losses() == mini.losses(), "the same losses as the run that nobody killed"
+
+
+PACK_AND_TRAIN = "import sys; from zhlm.pipeline import main; sys.exit(main(('pack', 'train'), sys.argv[1:]))"
+
+
+class Overlapping:
+    """Packing of many tiny shards by one task, and training by two workers, on two CPUs."""
+
+    def __init__(self, folder: Path, lines: int) -> None:
+        self.folder = folder
+        save_tiny_llama(folder / "base", vocabulary=259)
+        random = np.random.default_rng(1)
+        words = ["she", "reads", "book", "rain", "今天", "天气", "公园", "散步"]
+        data = run_data(folder, steps=20, trace_blocks=True, start="with_packing")
+        for stream, share in zip(data["streams"], (0.75, 0.25), strict=True):
+            for name, count in ((f"{stream['name']}.txt", int(lines * share)), (f"{stream['name']}_held.txt", 60)):
+                chosen = random.choice(words, (count, 12))
+                (folder / name).write_text("".join(" ".join(row) + "\n" for row in chosen), encoding="utf-8")
+            stream["held_out"] = [str(folder / f"{stream['name']}_held.txt")]
+        data["pack"] |= {"shard_bytes": 2000, "deduplicate": False}
+        data["resources"] |= {"cpus_per_worker": 0.5}
+        (folder / "config.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
+
+    def start(self, *overrides: str) -> subprocess.Popen[str]:
+        sets = [part for o in overrides for part in ("--set", o)]
+        command = [sys.executable, "-c", PACK_AND_TRAIN, "--config", str(self.folder / "config.yaml"), *sets]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def rows(self, name: str = "tiny") -> list[dict[str, Any]]:
+        path = self.folder / "runs" / name / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [r for r in rows if "loss_nats" in r]
+
+
+def test_training_begins_while_packing_and_stops_and_goes_on_with_it(tmp_path: Path) -> None:
+    both = Overlapping(tmp_path, lines=90_000)
+    process = both.start()
+    deadline = time.monotonic() + 200
+    while len(both.rows()) < 6:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted; the same command goes on from here" in output
+    assert both.rows()[0]["packed_share"] < 0.2
+    _wait_for_ray_to_end(process.pid)
+
+    output, _ = both.start().communicate(timeout=300)
+    assert output.count("goes on where it stopped") == 2 and "pack      done in" in output and "train     done in" in output, output
+    later, _ = both.start("name=later", "train.start=after_packing").communicate(timeout=200)
+    assert later.index("pack      done in") < later.index("train     starts"), later
+    assert [r["step"] for r in both.rows()] == list(range(1, 21))
+    assert [r["loss_nats"] for r in both.rows()] == [r["loss_nats"] for r in both.rows("later")]
+
+
+def test_a_broken_file_ends_the_training_beside_it(tmp_path: Path) -> None:
+    both = Overlapping(tmp_path, lines=8000)
+    with open(tmp_path / "zh.txt", "ab") as file:
+        file.write(b"\xff\xfe broken\n")
+    output, _ = both.start("train.steps=100000").communicate(timeout=150)
+    last = output.splitlines()[-1]
+    assert last.startswith("zhlm: corpus: ") and "zh.txt" in last, output
+    assert not (tmp_path / "runs" / "tiny" / "blocks" / "manifest.json").exists()
 
 
 def _wait_for_ray_to_end(driver: int) -> None:

@@ -14,9 +14,11 @@ import ray
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from conftest import run_data, save_tiny_llama, write_blocks
+from zhlm.blocks.read import training_reader
+from zhlm.blocks.store import LEDGER, beat
 from zhlm.checkpoint.state import newest
 from zhlm.config.schema import RunConfig
-from zhlm.errors import DeadlineError
+from zhlm.errors import DeadlineError, RunError
 from zhlm.records import Progress
 from zhlm.storage import Run
 from zhlm.train import job
@@ -40,6 +42,20 @@ def losses(config: RunConfig) -> dict[int, float]:
     return dict(told)
 
 
+def consumed(config: RunConfig) -> list[Any]:
+    """The blocks of every step that counts, in the order of training, from what each rank says that it read."""
+    folder = Run.of(config).folder.path / "trace"
+    lines = {p.stem: [json.loads(line) for line in p.read_text().splitlines()] for p in folder.iterdir()}
+    last = {line["step"]: line for line in lines["rank_0"]}
+    blocks = []
+    for step, counts in sorted(last.items()):
+        for rank in range(counts["workers"]):
+            same = [own for own in lines[f"rank_{rank}"] if {**own, "blocks": 0} == {**counts, "blocks": 0}]
+            blocks += same[-1]["blocks"]
+        assert len(blocks) == step * config.train.global_batch_blocks
+    return sorted(blocks)
+
+
 def final_weights(config: RunConfig) -> dict[str, Any]:
     checkpoint, _ = newest(Run.of(config).checkpoints)
     assert checkpoint is not None
@@ -54,7 +70,7 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A run that nothing happens to."""
-    config = prepare(tmp_path_factory.mktemp("calm"), steps=12)
+    config = prepare(tmp_path_factory.mktemp("calm"), steps=12, trace_blocks=True)
     seen: list[Progress] = []
     facts = job.run(config, seen.append)
     assert facts["steps"] == 12 and facts["restarts"] == 0
@@ -70,6 +86,16 @@ def test_training_lowers_the_loss_and_validates(calm: RunConfig) -> None:
     assert set(validated) == {0, 4, 8, 12} and set(validated[0]) == {"zh", "en"}
     assert validated[12]["zh"]["bits_per_byte"] < validated[0]["zh"]["bits_per_byte"]
     assert Run.of(calm).checkpoints.names() == ["step_00000008", "step_00000012"], "the last two are kept"
+    assert all(0 <= r["data_wait_share"] < 0.5 and r["tokens_per_s"] > 0 and "packed_share" not in r for r in rows if "loss_nats" in r)
+
+
+def test_the_trace_is_the_order(calm: RunConfig) -> None:
+    blocks = consumed(calm)
+    assert [b[0] for b in blocks] == list(range(12 * 6))
+    reader = training_reader(Run.of(calm), calm)
+    assert [b[1] for b in blocks] == [["zh", "en"][reader.order[i].stream] for i in range(72)]
+    once = [tuple(b[1:]) for b in blocks if b[1] == "zh"][:40]
+    assert len({*once}) == 40, "40 blocks of zh, each once before any comes again"
 
 
 class KillsAWorker:
@@ -87,12 +113,48 @@ class KillsAWorker:
 
 
 def test_a_killed_worker_is_replaced_and_training_ends_as_if_nothing_happened(calm: RunConfig, tmp_path: Path) -> None:
-    hit = prepare(tmp_path, steps=12)
+    hit = prepare(tmp_path, steps=12, trace_blocks=True)
     killer = KillsAWorker(at_step=6)
     facts = job.run(hit, killer)
     assert killer.killed and facts["restarts"] == 1
-    assert losses(hit) == losses(calm)
+    assert losses(hit) == losses(calm) and consumed(hit) == consumed(calm)
     assert largest_difference(final_weights(calm), final_weights(hit)) == 0.0, "same workers, float32: the same bits, dropout included"
+
+
+class Packs:
+    """A report that sees training wait for the packer, and then commits the rest, or fails."""
+
+    def __init__(self, config: RunConfig, fails: bool) -> None:
+        self._blocks, self._fails = Run.of(config).blocks, fails
+        (self._blocks / "manifest.json").delete()
+        self._ledger = (self._blocks / LEDGER).read_text()
+        (self._blocks / LEDGER).write_text("")
+        beat(self._blocks, "packing")
+        self.seen: list[str] = []
+
+    def __call__(self, progress: Progress) -> None:
+        waits = str(progress.facts.get("waiting for", ""))
+        if waits.startswith("packing") and not self.seen:
+            if self._fails:
+                beat(self._blocks, "failed", "pack: zh.txt line 3 is broken")
+            else:
+                (self._blocks / LEDGER).write_text(self._ledger)
+        self.seen += [waits] * waits.startswith("packing")
+
+
+def test_training_that_waited_for_the_packer_is_the_same(calm: RunConfig, tmp_path: Path) -> None:
+    early = prepare(tmp_path, steps=12, trace_blocks=True)
+    packer = Packs(early, fails=False)
+    job.run(early, packer)
+    assert packer.seen and "stream" in packer.seen[0]
+    assert losses(early) == losses(calm) and consumed(early) == consumed(calm)
+    assert largest_difference(final_weights(calm), final_weights(early)) == 0.0
+
+
+def test_a_packer_that_fails_while_training_waits_is_named(tmp_path: Path) -> None:
+    early = prepare(tmp_path)
+    with pytest.raises(RunError, match=r"packing failed: pack: zh\.txt line 3 is broken"):
+        job.run(early, Packs(early, fails=True))
 
 
 @ray.remote(num_cpus=1)

@@ -22,6 +22,7 @@ OPTIONS = {
     "jobs": ["--address"],
     "logs": ["id", "--address", "--follow"],
     "stop": ["id", "--address"],
+    "blocks": ["run", "--verify", "--repair", "--order", "--show"],
     "generate": ["run", "--prompt", "--top-p", "--temperature", "--num-return-sequences", "--max-new-tokens", "--seed"],
     "serve": ["run", "--port"],
 }

@@ -1,98 +1,345 @@
-"""The block store of one split of one stream: Arrow files of equal blocks, and a ledger that says which are committed.
+"""The block store: data files of packed blocks, keyed by content and shared by all runs of a storage root, and a run's ledger of its own.
 
-    blocks/<stream>/<split>/ledger.jsonl        one line per committed shard, in shard order
-    blocks/<stream>/<split>/shard-00000.arrow   Arrow IPC, columns `input_ids` and `document_ends` (see records.py)
+    <root>/_blocks/ab/ab12...train.arrow    Arrow IPC, columns `input_ids` and `document_ends` (see records.py)
+    <root>/_blocks/ab/ab12...json           what the part came from and what was dropped; written last, so it says that the part is whole
+    <root>/<run>/blocks/plan.json           the parts of every stream, in order
+    <root>/<run>/blocks/ledger.jsonl        the committed ones, a line each, appended as they come
 
-Shard n comes from source file n of the stream, so a shard may hold no block at all. Shape letters: B blocks, T block tokens.
+A part is a bounded piece of a stream's files; its key is a hash of their content and of everything that decides its blocks. Two packers
+that make the same part write the same bytes, and the last rename wins; a killed one leaves temporary files that nobody reads.
+Shape letters: B blocks, T block tokens.
 """
 
 import hashlib
-import io
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 
-from zhlm.errors import StorageError
+from zhlm.errors import RunError, StorageError
 from zhlm.records import BLOCK_ENDS, BLOCK_IDS, Blocks, block_schema, id_dtype
 from zhlm.storage import Place, storage_errors
 
+PLAN = "plan.json"
 LEDGER = "ledger.jsonl"
+HEARTBEAT = "packer.json"
+"""Rewritten every few seconds while a packer lives, so that a reader that waits for blocks knows whether to go on waiting:
+{"state": "packing" | "done" | "failed", "message": why it failed, "beat": a number that no other beat has}."""
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One committed data file: a line of the ledger."""
+    """One data file of the store."""
 
-    index: int
     file: str
+    """Its name inside the store."""
     blocks: int
     documents: int
     tokens: int
     utf8_bytes: int
     """Bytes of the documents' text, as UTF-8: what bits per byte divides by."""
     characters: int
-    source: str
-    """The corpus file it was packed from."""
     sha256: str
 
 
-def write_shard(
-    split: Place, index: int, blocks: Blocks, *, vocabulary: int, documents: int, tokens: int, utf8_bytes: int, characters: int, source: str
-) -> Shard:
-    """Write one data file. It counts only once `commit` has put it into the ledger."""
-    data = _arrow_bytes(blocks, vocabulary)
-    name = f"shard-{index:05d}.arrow"
-    place = split / name
-    with storage_errors("writing", place):
-        filesystem, path = place._open()
-        filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(data)
-    checksum = hashlib.sha256(data).hexdigest()
-    return Shard(index, name, len(blocks.ends), documents, tokens, utf8_bytes, characters, source, checksum)
+@dataclass(frozen=True)
+class Part:
+    """What became of a bounded piece of a stream's files."""
+
+    key: str
+    source: str
+    """The corpus file (the first, where small ones were put together)."""
+    shards: dict[Split, Shard]
+    documents: int = 0
+    """Read, dropped ones included."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Documents by reason."""
 
 
-def _arrow_bytes(blocks: Blocks, vocabulary: int) -> memoryview:
-    num_blocks, block_tokens = blocks.ids_BT.shape
-    schema = block_schema(block_tokens, vocabulary)
-    flat = pa.array(np.ascontiguousarray(blocks.ids_BT, dtype=id_dtype(vocabulary)).reshape(-1))
-    offsets = np.cumsum([0, *(len(e) for e in blocks.ends)]).astype(np.int32)
-    values = np.concatenate(blocks.ends) if num_blocks else np.empty(0, np.uint32)
-    ends = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.uint32()))
-    columns = [pa.FixedSizeListArray.from_arrays(flat, block_tokens), ends]
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-    return sink.getbuffer()
+@dataclass(frozen=True)
+class Planned:
+    """A part before it is packed."""
+
+    key: str
+    source: str
+    splits: tuple[Split, ...]
+    """Those it gives blocks to."""
 
 
-def commit(split: Place, shards: Sequence[Shard]) -> None:
-    """Replace the ledger by these shards, in index order. One process commits for a split."""
-    rows = sorted(shards, key=lambda s: s.index)
-    (split / LEDGER).write_text("".join(json.dumps(asdict(s)) + "\n" for s in rows))
+@dataclass(frozen=True)
+class Plan:
+    """What a run's blocks will be: known before the first of them is packed."""
+
+    recipe: dict[str, Any]
+    """Everything but the files that decides the blocks: tokenizer, packing, cleaning."""
+    streams: dict[str, tuple[Planned, ...]]
+
+    def of_split(self, stream: str, split: Split) -> list[int]:
+        """The stream's parts that give blocks to a split; a shard's number in the order is its place in this list."""
+        return [n for n, part in enumerate(self.streams[stream]) if split in part.splits]
 
 
-def read_ledger(split: Place) -> list[Shard]:
-    """The committed shards in index order; empty when there is no ledger yet."""
-    place = split / LEDGER
-    if not place.exists():
-        return []
-    return [Shard(**json.loads(line)) for line in place.read_text().splitlines()]
+# ---- data files
 
 
-def open_shard(split: Place, shard: Shard) -> pa.Table:
-    """A shard as a memory-mapped table (a remote one is copied to this machine once)."""
-    path = (split / shard.file).on_disk()
+def stem(store: Place, key: str) -> Place:
+    """Where a part's files are, without their endings."""
+    return store / key[:2] / key
+
+
+class ShardWriter:
+    """Writes one data file, batch by batch. It has its name only when `close` was called, and counts only when its part is committed."""
+
+    def __init__(self, store: Place, key: str, split: Split, block_tokens: int, vocabulary: int) -> None:
+        self._name = f"{key[:2]}/{key}.{split}.arrow"
+        self._final = store / self._name
+        # Two packers may be at the same part, and one may have died here before.
+        self._place = self._final if self._final.remote else store / key[:2] / f".{key}.{split}.{os.getpid()}"
+        self._schema = block_schema(block_tokens, vocabulary)
+        self._dtype, self._block_tokens, self._blocks = id_dtype(vocabulary), block_tokens, 0
+        with storage_errors("writing", self._place):
+            self._file = _HashedFile(_output(self._place))
+            self._writer = pa.ipc.new_file(self._file, self._schema)
+
+    def write(self, blocks: Blocks) -> None:
+        """Append blocks."""
+        if not len(blocks.ends):
+            return
+        flat = pa.array(np.ascontiguousarray(blocks.ids_BT, dtype=self._dtype).reshape(-1))
+        offsets = np.cumsum([0, *map(len, blocks.ends)]).astype(np.int32)
+        ends = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(blocks.ends), pa.uint32()))
+        columns = [pa.FixedSizeListArray.from_arrays(flat, self._block_tokens), ends]
+        with storage_errors("writing", self._place):
+            self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        self._blocks += len(blocks.ends)
+
+    def close(self, *, documents: int, tokens: int, utf8_bytes: int, characters: int) -> Shard:
+        """End the file and give it its name."""
+        with storage_errors("writing", self._final):
+            self._writer.close()
+            self._file.close()
+            if not self._final.remote:
+                os.replace(self._place.path, self._final.path)
+        return Shard(self._name, self._blocks, documents, tokens, utf8_bytes, characters, self._file.sha256.hexdigest())
+
+    def discard(self) -> None:
+        """Leave nothing behind. After `close` this does nothing."""
+        if not self._place.remote:
+            with suppress(OSError):
+                self._file.close()
+            self._place.path.unlink(missing_ok=True)
+
+
+class _HashedFile:
+    """A binary file that hashes what is written to it: reading it back would double the work."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        self._file.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._file.close()
+
+
+def _output(place: Place) -> BinaryIO:
+    filesystem, path = place._open()
+    filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    return cast(BinaryIO, filesystem.open_output_stream(path))
+
+
+def open_shard(store: Place, shard: Shard, *, verify: bool = True) -> pa.Table:
+    """A shard as a memory-mapped table (a remote one is copied to this machine once).
+
+    Raises: StorageError when the file is missing, its hash is not the one of the ledger, or it is no Arrow file.
+    """
+    path = (store / shard.file).on_disk()
+    remedy = "run `zhlm blocks RUN --repair`, then the same command again"
     try:
         with storage_errors("reading", path):
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            mapped = pa.memory_map(str(path))
+            if verify and (got := hashlib.sha256(mapped.read_buffer()).hexdigest()) != shard.sha256:
+                raise StorageError(f"blocks: {path} has the hash {got[:12]}, the ledger says {shard.sha256[:12]}; {remedy}", path=str(path))
+            table = pa.ipc.open_file(mapped).read_all()
     except pa.ArrowInvalid as error:
-        raise StorageError(f"blocks: {path} is damaged ({error}); delete {split} and pack again", path=str(path)) from error
+        raise StorageError(f"blocks: {path} is damaged ({error}); {remedy}", path=str(path)) from error
     if table.num_rows != shard.blocks or table.column_names != [BLOCK_IDS, BLOCK_ENDS]:
-        raise StorageError(
-            f"blocks: {path} holds {table.num_rows} blocks, the ledger says {shard.blocks}; delete {split} and pack again", path=str(path)
-        )
+        raise StorageError(f"blocks: {path} holds {table.num_rows} blocks, the ledger says {shard.blocks}; {remedy}", path=str(path))
     return table
+
+
+def bytes_of(store: Place, shards: Sequence[Shard]) -> int:
+    """What shards take in the store; one that is missing takes nothing."""
+    with storage_errors("looking at", store):
+        filesystem, path = store._open()
+        return sum(info.size or 0 for info in filesystem.get_file_info([f"{path}/{s.file}" for s in shards]))
+
+
+# ---- parts
+
+
+def commit_part(store: Place, part: Part, **notes: Any) -> None:
+    """Say that a part is whole; its data files must have their names. `notes` are kept with it."""
+    (store / part.key[:2] / f"{part.key}.json").write_text(json.dumps(asdict(part) | {"notes": notes}, ensure_ascii=False))
+
+
+def find_part(store: Place, key: str) -> tuple[Part, dict[str, Any]] | None:
+    """A committed part and its notes; None when nobody has packed it yet."""
+    place = store / key[:2] / f"{key}.json"
+    if not place.exists():
+        return None
+    data = json.loads(place.read_text())
+    notes = data.pop("notes")
+    return _part(data), notes
+
+
+def delete_part(store: Place, key: str) -> None:
+    """Forget a part, its word first, so that nobody takes what is left for whole."""
+    for name in [f"{key}.json", *(n for n in (store / key[:2]).names() if n.startswith(f"{key}."))]:
+        (store / key[:2] / name).delete()
+
+
+def _part(data: dict[str, Any]) -> Part:
+    return Part(**data | {"shards": {split: Shard(**s) for split, s in data["shards"].items()}})
+
+
+# ---- a run's heartbeat, plan and ledger
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The last sign of life of a run's packer."""
+
+    state: Literal["packing", "done", "failed"]
+    message: str
+    beat: int
+    """Differs from beat to beat. A clock made it, but machines' clocks differ: compare it for equality only."""
+
+
+def beat(blocks: Place, state: Literal["packing", "done", "failed"], message: str = "") -> None:
+    """Say that the packer lives, or how it ended. `blocks` is the run's blocks folder."""
+    (blocks / HEARTBEAT).write_text(json.dumps(asdict(Heartbeat(state, message, time.time_ns())), ensure_ascii=False))
+
+
+def read_heartbeat(blocks: Place) -> Heartbeat | None:
+    """None before the first one."""
+    place = blocks / HEARTBEAT
+    return Heartbeat(**json.loads(place.read_text())) if place.exists() else None
+
+
+def write_plan(blocks: Place, plan: Plan) -> None:
+    """`blocks` is the run's blocks folder."""
+    streams = {name: [asdict(p) for p in parts] for name, parts in plan.streams.items()}
+    (blocks / PLAN).write_text(json.dumps({"recipe": plan.recipe, "streams": streams}, ensure_ascii=False))
+
+
+def read_plan(blocks: Place) -> Plan | None:
+    """None before the packer has made it. Raises: RunError when it cannot be read."""
+    place = blocks / PLAN
+    if not place.exists():
+        return None
+    try:
+        data = json.loads(place.read_text())
+        streams = {n: tuple(Planned(p["key"], p["source"], tuple(p["splits"])) for p in parts) for n, parts in data["streams"].items()}
+        return Plan(data["recipe"], streams)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(
+            f"blocks: {place} is broken ({error}); delete {blocks} and run the same command again, parts in the store are not packed again"
+        ) from error
+
+
+class Ledger:
+    """The committed parts of a run. One packer appends (the run is locked for others), any number of readers follow."""
+
+    def __init__(self, blocks: Place) -> None:
+        self._place = blocks / LEDGER
+
+    def read(self) -> dict[tuple[str, int], Part]:
+        """(stream, number in the plan) -> part. A last line without its end is being written, or its writer died: it does not count.
+
+        Raises: RunError that names a broken line before the last.
+        """
+        whole, _, _ = self._text().rpartition("\n")
+        return dict(self._parse(number, line) for number, line in enumerate(whole.split("\n"), 1) if line)
+
+    def _text(self) -> str:
+        """Whatever it holds: a line may be torn inside a character."""
+        if not self._place.exists():
+            return ""
+        with storage_errors("reading", self._place):
+            filesystem, path = self._place._open()
+            with filesystem.open_input_stream(path) as stream:
+                return bytes(stream.read()).decode("utf-8", errors="replace")
+
+    def sound(self) -> tuple[dict[tuple[str, int], Part], list[str]]:
+        """What can still be read of it, and a line on each line that cannot."""
+        parts: dict[tuple[str, int], Part] = {}
+        problems: list[str] = []
+        whole, _, torn = self._text().rpartition("\n")
+        for number, line in enumerate(whole.split("\n") if whole else [], 1):
+            try:
+                parts |= [self._parse(number, line)]
+            except RunError:
+                problems.append(f"line {number} is broken")
+        return parts, [*problems, *(["the last line is torn"] if torn else [])]
+
+    def _parse(self, number: int, line: str) -> tuple[tuple[str, int], Part]:
+        try:
+            data = json.loads(line)
+            return (data.pop("stream"), data.pop("number")), _part(data)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RunError(
+                f"blocks: {self._place} line {number} is broken ({error}); run `zhlm blocks RUN --repair`, then the same command again"
+            ) from error
+
+    def start(self, committed: Mapping[tuple[str, int], Part]) -> None:
+        """Make the ledger hold just these; a torn last line is gone with that."""
+        self._place.write_text("".join(_line(*place, part) for place, part in committed.items()))
+
+    def append(self, stream: str, number: int, part: Part) -> None:
+        """Commit a part: on return it is on the disk."""
+        line = _line(stream, number, part)
+        with storage_errors("writing", self._place):
+            if self._place.remote:  # object stores cannot append; there is one writer, so nothing is lost
+                self._place.write_text((self._place.read_text() if self._place.exists() else "") + line)
+                return
+            with open(self._place.path, "a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _line(stream: str, number: int, part: Part) -> str:
+    return json.dumps({"stream": stream, "number": number, **asdict(part)}, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def writing(store: Place, key: str, splits: Sequence[Split], block_tokens: int, vocabulary: int) -> Iterator[dict[Split, ShardWriter]]:
+    """Writers for a part's shards, which leave nothing behind when the block fails."""
+    writers: dict[Split, ShardWriter] = {}
+    try:
+        for split in splits:
+            writers[split] = ShardWriter(store, key, split, block_tokens, vocabulary)
+        yield writers
+    finally:
+        for writer in writers.values():
+            writer.discard()

@@ -81,16 +81,30 @@ class BaseConfig(Section):
 
 class StreamConfig(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-    paths: Annotated[list[str], Field(min_length=1)]
-    """Files, globs or folders: .txt (a document per line), .jsonl, .parquet, each also .gz."""
+    paths: list[str] = []
+    """Files, globs or folders: .txt, .jsonl and .json, each also .gz or .zst; .parquet; .arrow; folders of `datasets` save_to_disk."""
+    dataset: str | None = None
+    """Instead of `paths`: a Hugging Face dataset, by hub name or as a local repository folder, read as a stream."""
+    dataset_config: str | None = None
+    dataset_split: str = "train"
     role: Literal["new", "old"]
     """new: the language to learn. old: replay, so that the base does not forget."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Share of the trained tokens, relative to the other streams' weights."""
     field: str | None = None
-    """JSONL key or Parquet column of the text. None: the first of text, completion, content that exists."""
+    """JSONL key or table column of the text. None: the first of text, completion, content that exists."""
+    document: Literal["line", "file"] = "line"
+    """In .txt files: a document per line, or the whole file as one document."""
+    max_repeats: Annotated[float, Field(gt=0)] | None = None
+    """Most passes over this stream; a weight that needs more is refused. None: a small stream repeats as often as its weight asks."""
     held_out: list[str] = []
     """Files for validation and evaluation. Empty: a share of `paths` is held out by a hash of each document."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.paths) == (self.dataset is not None):
+            raise ValueError(f"paths is {self.paths} and dataset is {self.dataset!r}; set exactly one of the two")
+        return self
 
 
 class VocabConfig(Section):
@@ -105,19 +119,30 @@ class VocabConfig(Section):
 class CleanConfig(Section):
     normalise: bool = True
     """Unicode NFC, line ends, control characters and doubled spaces; Chinese punctuation is kept as it is."""
+    to_simplified: bool = False
+    """Traditional characters become simplified ones, by OpenCC."""
+    boilerplate: bool = True
+    """Remove lines that are page furniture (copyright, navigation, login, sharing, cookies); what is nothing else is dropped."""
     min_chars: Positive = 2
+    """Fewest characters of a document."""
     max_chars: Positive = 1_000_000
+    """Most characters of a document."""
     min_han_share: Share = 0.0
     """Least share of Han characters among the non-space ones, for streams of role `new`."""
-    max_repeated_share: Share = 1.0
-    """Largest share of a document's lines that may repeat an earlier line."""
+    max_broken_share: Share = 0.05
+    """Largest share of characters that a wrong decoder left (U+FFFD, private use, unassigned, mojibake); 1 turns the test off."""
+    max_repeated_line_share: Share = 0.5
+    """Largest share of a document's characters in lines that repeat an earlier line; 1 turns the test off."""
+    max_repeated_ngram_share: Share = 0.9
+    """Largest share of characters in sequences of 10 characters that occurred before, in documents of 400 characters and more; 1 turns
+    the test off."""
 
 
 class PackConfig(Section):
     block_tokens: Annotated[int, Field(ge=8)] = 1024
     """Tokens in a block: the length of the sequences the model trains on."""
-    packing: Literal["best_fit", "concat"] = "best_fit"
-    """best_fit: a document that fits a block is never cut. concat: one long tape cut into blocks."""
+    packing: Literal["best_fit", "concat", "none"] = "best_fit"
+    """best_fit: a document that fits a block is never cut. concat: one long tape cut into blocks. none: a document per block."""
     document_start: Literal["bos", "none"] = "none"
     document_end: Literal["eos", "none"] = "eos"
     engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"
@@ -125,6 +150,10 @@ class PackConfig(Section):
     clean: CleanConfig = CleanConfig()
     deduplicate: bool = True
     """Drop exact copies of a document, across all files of a stream."""
+    near_duplicates: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Drop a document whose characters (in 5-grams) are at least this similar to another's, by MinHash; 0.8 is usual. None: keep them."""
+    shard_bytes: Positive = 32 << 20
+    """Source bytes in one shard: the unit of work, of reuse, and of what a killed packer does again."""
     validation_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
     """Share of documents held out by hash, for streams without `held_out` files."""
 
@@ -166,6 +195,11 @@ class TrainConfig(Section):
     embeddings: Literal["none", "all"] = "all"
     """With LoRA: also train the input embeddings and the output head, or neither."""
     gradient_checkpointing: bool = False
+    start: Literal["auto", "with_packing", "after_packing"] = "auto"
+    """with_packing: begin on the first packed blocks, while the rest is still packed; needs `steps` and a CPU beside the workers'.
+    auto: do so for a corpus of 256 MiB and more where that is possible."""
+    trace_blocks: bool = False
+    """Write the place of every consumed block to trace/rank_<n>.jsonl: which texts were in a step, and proof that none came twice."""
     log_every: Positive = 5
     """Steps between rows of metrics.jsonl."""
     validate_every: Positive = 100

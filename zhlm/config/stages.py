@@ -3,12 +3,18 @@
 A stage is redone when its part changed or when a stage above it was redone; nothing else decides.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from zhlm.config.schema import RunConfig
+from zhlm.errors import ClusterError, ConfigError, UserError
 
 Stage = Literal["sample", "vocab", "pack", "train", "export", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+WORTH_OVERLAPPING_BYTES = 256 << 20
+"""Of source files: less is packed before the training workers are up."""
+RHYTHM = ("start", "trace_blocks", "log_every", "validate_every", "validation_blocks", "checkpoint_every", "keep_checkpoints")
+"""Of training: when to begin, log, check and save changes what is seen on the way, not what comes out."""
 
 
 def wanted_stages(config: RunConfig) -> tuple[Stage, ...]:
@@ -33,13 +39,56 @@ def reads(config: RunConfig, stage: Stage) -> dict[str, Any]:
         return base | {"streams": sources, "pack": full["pack"], "seed": full["seed"]}
     if stage == "train":
         weights = {s["name"]: s["weight"] for s in full["streams"]}
-        # How often to log, check and save changes what is seen on the way, not what comes out.
-        rhythm = ("log_every", "validate_every", "validation_blocks", "checkpoint_every", "keep_checkpoints")
-        settings = {k: v for k, v in full["train"].items() if k not in rhythm}
+        settings = {k: v for k, v in full["train"].items() if k not in RHYTHM}
         return base | {"train": settings, "weights": weights, "seed": full["seed"]}
     if stage == "export":
         return {}
     return {"evaluate": full["evaluate"]}
+
+
+def trains_while_packing(config: RunConfig, source_bytes: int, most: Mapping[str, float] | None) -> bool:
+    """Whether training begins on the first packed blocks, given its source bytes and what the cluster can have at most (None: unknown).
+
+    Raises: ConfigError or ClusterError when the config asks for it and it cannot be.
+    """
+    if config.train.start == "after_packing":
+        return False
+    obstacle = _obstacle(config, most)
+    if config.train.start == "with_packing":
+        if obstacle is not None:
+            raise obstacle
+        return True
+    return obstacle is None and source_bytes >= WORTH_OVERLAPPING_BYTES
+
+
+def _obstacle(config: RunConfig, most: Mapping[str, float] | None) -> UserError | None:
+    """Why training cannot begin before packing ends."""
+    asked = "train: start is with_packing, but"
+    if config.train.steps is None:
+        return ConfigError(f"{asked} epochs are counted when all is packed; set train.steps instead of train.epochs")
+    if config.pack.packing == "none":
+        return ConfigError(f"{asked} pack.packing is none, where weights are known when all is packed; set best_fit or concat")
+    limited = next((s.name for s in config.streams if s.max_repeats is not None), None)
+    if limited is not None:
+        return ConfigError(f"{asked} the repeats of stream {limited} are known when all is packed; remove its max_repeats")
+    if most is None or packing_cpus(config, most) >= 1:
+        return None
+    needs = config.resources
+    return ClusterError(
+        f"{asked} the cluster can have {most.get('CPU', 0.0):g} CPU and the workers take {_most_workers(config, most)} x "
+        f"{needs.cpus_per_worker:g}, expected 1 more for packing; lower resources.workers or resources.cpus_per_worker"
+    )
+
+
+def packing_cpus(config: RunConfig, most: Mapping[str, float]) -> int:
+    """Whole CPUs that all training workers together leave to packing."""
+    return int(most.get("CPU", 0.0) - _most_workers(config, most) * config.resources.cpus_per_worker)
+
+
+def _most_workers(config: RunConfig, most: Mapping[str, float]) -> int:
+    """An elastic run takes what is there, and where workers have GPUs those are the limit."""
+    each = config.resources.gpus_per_worker
+    return min(config.resources.max_workers, int(most.get("GPU", 0.0) / each)) if each else config.resources.max_workers
 
 
 def differences(old: Any, new: Any, place: str = "") -> list[str]:

@@ -1,1 +1,1 @@
-"""Files of a corpus: paths, globs and folders come in; documents with their file and line go out, in batches of bounded size."""
+"""Sources of a corpus: paths, globs, folders and datasets come in; parts of bounded size, and their documents in batches, go out."""

@@ -13,6 +13,8 @@ import torch
 from zhlm.records import Blocks
 
 IGNORED = -100
+WIDTH_STEP = 64
+"""A batch is as wide as its longest block, rounded up to a multiple of this: few shapes, and such as matrix units like."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,12 @@ class Batch:
 
 
 def make_batch(blocks: Blocks) -> Batch:
-    """Worked example: a block [a b c | d e | pad] has positions [0 1 2 0 1 0] and targets [b c - e - -]."""
-    ids_BT = blocks.ids_BT.astype(np.int64)
+    """Worked example: a block [a b c | d e | pad] has positions [0 1 2 0 1 0] and targets [b c - e - -].
+
+    Columns that are padding in every block are left out, so that short documents in blocks of their own do not cost what long ones do.
+    """
+    longest = max(int(ends[-1]) for ends in blocks.ends)
+    ids_BT = blocks.ids_BT[:, : -(-longest // WIDTH_STEP) * WIDTH_STEP].astype(np.int64)
     positions_BT = np.zeros_like(ids_BT)
     targets_BT = np.full_like(ids_BT, IGNORED)
     fills_B = np.array([int(ends[-1]) for ends in blocks.ends], np.int64)

@@ -1,72 +1,74 @@
-"""The end of packing a stream: its ledgers, the held-out documents, a sample of rejects, and the facts, with nothing lost on the way."""
+"""The end of packing: each stream's facts, its held-out texts, and a readable sample of what was rejected."""
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zhlm.blocks.store import Shard, commit
-from zhlm.errors import VerificationError
-from zhlm.pack.tasks import REJECTS_PER_REASON, Packed, Reject, Split, Survey
+from zhlm.blocks.store import SPLITS, Part, Split, find_part
+from zhlm.pack.tasks import HELD_OUT_DOCUMENTS, REJECTS_PER_REASON, write_texts
 from zhlm.storage import Place, storage_errors
 
 HELD_OUT = "held_out.parquet"
 REJECTS = "rejects.jsonl"
+REJECTS_PARTS = 64
+"""Rejects are taken from the first parts: enough to see what the rules do, without opening thousands of files."""
 
 
-def dropped(surveys: Sequence[Survey], packed: Sequence[Packed]) -> dict[str, int]:
-    """How many documents of a stream were dropped, by reason."""
-    total: Counter[str] = Counter()
-    for counts in [*(s.dropped for s in surveys), *(p.dropped for p in packed)]:
-        total.update(counts)
-    return dict(sorted(total.items()))
+def finish(folder: Place, store: Place, parts: Sequence[Part], block_tokens: int) -> dict[str, Any]:
+    """Write what a stream has beside its blocks and return its facts."""
+    _write_held_out(folder, store, parts)
+    _write_rejects(folder, store, parts)
+    dropped: Counter[str] = Counter()
+    for part in parts:
+        dropped.update(part.dropped)
+    totals = {str(split): totals_of(parts, split, block_tokens) for split in SPLITS}
+    return {
+        "documents_in": sum(p.documents for p in parts),
+        "kept": sum(t["documents"] for t in totals.values()),
+        "dropped": dict(sorted(dropped.items())),
+        **totals,
+    }
 
 
-def finish(folder: Place, surveys: Sequence[Survey], packed: Sequence[Packed], block_tokens: int) -> dict[str, Any]:
-    """Commit the shards of a stream and return its facts.
-
-    Raises: VerificationError when a document is neither in a block nor counted as dropped.
-    """
-    splits: tuple[Split, ...] = ("train", "validation")
-    shards = {split: [p.shards[split] for p in packed if split in p.shards] for split in splits}
-    documents_in, reasons = sum(s.documents for s in surveys), dropped(surveys, packed)
-    kept = sum(s.documents for split in splits for s in shards[split])
-    if documents_in != kept + sum(reasons.values()):
-        raise VerificationError(f"pack: {folder} read {documents_in} documents, kept {kept} and dropped {reasons}; report this as a bug")
-    _write_held_out(folder, [text for p in packed for text in p.held_out])
-    _write_rejects(folder, [*(r for s in surveys for r in s.rejects), *(r for p in packed for r in p.rejects)])
-    for split in splits:
-        commit(folder / split, shards[split])
-    totals = {str(split): _totals(shards[split], block_tokens) for split in splits}
-    return {"documents_in": documents_in, "kept": kept, "dropped": reasons, **totals}
-
-
-def _totals(shards: Sequence[Shard], block_tokens: int) -> dict[str, Any]:
+def totals_of(parts: Sequence[Part], split: Split, block_tokens: int) -> dict[str, Any]:
+    """Sums over a split's shards."""
+    shards = [p.shards[split] for p in parts if split in p.shards]
     names = ("documents", "blocks", "tokens", "utf8_bytes", "characters")
     totals: dict[str, Any] = {name: sum(getattr(s, name) for s in shards) for name in names}
     capacity = totals["blocks"] * block_tokens
-    return totals | {"fill": round(totals["tokens"] / capacity, 5) if capacity else 0.0}
+    return totals | {"shards": len(shards), "fill": round(totals["tokens"] / capacity, 5) if capacity else 0.0}
 
 
-def _write_held_out(folder: Place, texts: list[str]) -> None:
-    place = folder / HELD_OUT
-    with storage_errors("writing", place):
+def _write_held_out(folder: Place, store: Place, parts: Sequence[Part]) -> None:
+    texts: list[str] = []
+    for part in parts:
+        if len(texts) >= HELD_OUT_DOCUMENTS:
+            break
+        if "validation" in part.shards and part.shards["validation"].documents:
+            texts += _read_texts(store / part.key[:2] / f"{part.key}.{HELD_OUT}")
+    write_texts(folder / HELD_OUT, texts[:HELD_OUT_DOCUMENTS])
+
+
+def _read_texts(place: Place) -> list[str]:
+    with storage_errors("reading", place):
         filesystem, path = place._open()
-        filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-        with filesystem.open_output_stream(path) as stream:
-            pq.write_table(pa.table({"text": pa.array(texts, pa.large_string())}), stream)
+        with filesystem.open_input_file(path) as file:
+            texts: list[str] = pq.read_table(file).column("text").to_pylist()
+            return texts
 
 
-def _write_rejects(folder: Place, rejects: Sequence[Reject]) -> None:
-    """The first few of each reason, in the order of files and rows."""
+def _write_rejects(folder: Place, store: Place, parts: Sequence[Part]) -> None:
+    """The first few of each reason, in the order of the parts."""
     seen: Counter[str] = Counter()
     lines = []
-    for reject in rejects:
-        seen[reject.reason] += 1
-        if seen[reject.reason] <= REJECTS_PER_REASON:
-            lines.append(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
+    for part in [p for p in parts if p.dropped][:REJECTS_PARTS]:
+        found = find_part(store, part.key)
+        notes: Mapping[str, Any] = found[1] if found else {}
+        for reject in notes.get("rejects", ()):
+            seen[reject["reason"]] += 1
+            if seen[reject["reason"]] <= REJECTS_PER_REASON:
+                lines.append(json.dumps(reject, ensure_ascii=False) + "\n")
     (folder / REJECTS).write_text("".join(lines))

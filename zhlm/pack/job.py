@@ -1,15 +1,18 @@
-"""The pack stage: corpus files -> committed shards of token blocks, on Ray Data, one task per file.
+"""The pack stage: corpus files -> committed shards of token blocks, on Ray Data, one task per part of the corpus.
 
-Two passes. The first surveys every file (counts, hashes); then the driver decides each document's fate, in the order of files and rows;
-the second packs every file by these fates. So neither the number of tasks nor their timing changes a single byte.
+Where copies are looked for, a first pass surveys every part (counts, hashes) and the driver decides each document's fate; then the plan is
+written, and every part that the store does not have yet is packed, in the order in which training will read it. Neither the number of tasks
+nor their timing, nor the names or the listing order of the files, changes a byte.
 """
 
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import ray
@@ -17,94 +20,81 @@ from ray.data import DataContext, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from transformers import PreTrainedTokenizerFast
 
-from zhlm.config.schema import RunConfig, StreamConfig
-from zhlm.corpus.files import SourceFile, find_files
-from zhlm.errors import ConfigError, CorpusError, DeadlineError, ZhlmError
+from zhlm.blocks.order import packing_order
+from zhlm.blocks.store import Ledger, Part, beat, find_part, write_plan
+from zhlm.config.schema import RunConfig
+from zhlm.corpus.read import read_piece
+from zhlm.errors import ConfigError, DeadlineError, ZhlmError
 from zhlm.model.load import load_model_config, local_folder, model_positions
-from zhlm.pack.dedup import as_hashes
-from zhlm.pack.finish import dropped, finish
-from zhlm.pack.split import Fate, Fates, decide
-from zhlm.pack.tasks import FileTask, Packed, PackTask, Settings, Split, Survey, on_row, pack_file, survey
+from zhlm.pack.finish import finish
+from zhlm.pack.planning import Stream, find_stream, make_plan, pack_tasks, recipe_of, refuse_empty, survey_tasks
+from zhlm.pack.survey import Survey
+from zhlm.pack.tasks import PackTask, Settings, on_row, pack_part, survey
 from zhlm.records import Progress, Report
 from zhlm.storage import Place, Run
 from zhlm.tokenizer.encode import choose_encoder
-from zhlm.tokenizer.load import load_tokenizer, tokenizer_json, vocabulary_of
+from zhlm.tokenizer.load import digest_of, load_tokenizer, tokenizer_json, vocabulary_of
+from zhlm.tokenizer.long import safe_cuts
 
-HELD_OUT_DOCUMENTS = 5000
-"""At most this many go to held_out.parquet, the first ones in the order of files and rows."""
-SAMPLE_CHARACTERS = 1_000_000
-"""Of all files together, to compare the engines on."""
+SAMPLE_PARTS = 16
+SAMPLE_CHARACTERS = 500_000
+"""Of all sampled parts together, to compare the engines on."""
 SLOWEST_BYTES_PER_S = 200_000
-"""A file that takes longer than this hangs: the slower engine does ten times as much on one core."""
+"""A part that takes longer than this hangs: the slower engine does ten times as much on one core."""
+BEAT_S = 5.0
+STORE_THREADS = 16
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass
-class _Stream:
-    """A stream on its way through the stage."""
-
-    config: StreamConfig
-    training: list[SourceFile]
-    held_out: list[SourceFile]
-    surveys: list[Survey] = field(default_factory=list)
-    """Of the training files, then of the held-out ones."""
-    packed: list[Packed] = field(default_factory=list)
-    """In the same order."""
-
-    @property
-    def files(self) -> list[SourceFile]:
-        return [*self.training, *self.held_out]
-
-
 def run(config: RunConfig, report: Report) -> dict[str, Any]:
-    """Pack every stream of the config into the run's block store.
+    """Pack every stream of the config: plan and ledger into the run folder, data files into the shared store.
 
     Raises: CorpusError for a missing, broken or empty corpus, ConfigError for settings that do not fit the tokenizer or the model.
     """
     place = Run.of(config)
-    streams = [_find(stream, place, config) for stream in config.streams]
-    num_files = sum(len(s.files) for s in streams)
+    with _heartbeat(place.blocks):
+        streams = [find_stream(stream, config, place.resolve) for stream in config.streams]
+        told = _Told(report, streams)
+        settings, engine, recipe = _prepare(config, place, streams)
+        surveying = [(s, t) for s in streams for t in survey_tasks(s, config.pack, str(place.store))]
+        _survey_all(surveying, config, told)
+        tasks = {s.name: pack_tasks(s, config.pack, recipe) for s in streams}
+        write_plan(place.blocks, make_plan(tasks, recipe))
+        parts = _pack_all(streams, tasks, settings, config, place, told)
+        facts = {s.name: _finish(s, parts[s.name], place, config) for s in streams}
+    return {
+        "engine": engine,
+        "vocabulary": settings.vocabulary,
+        "recipe": recipe,
+        "streams": facts,
+        "conservation": "checked",
+        "summary": told.summary(),
+    }
+
+
+def _prepare(config: RunConfig, place: Run, streams: Sequence[Stream]) -> tuple[Settings, dict[str, Any], dict[str, Any]]:
+    """Tokenizer and engine, and the recipe that follows."""
     source = str(local_folder(place.base_model(config), config.base.revision))
     _check_positions(config, source)
     tokenizer = load_tokenizer(source)
     start_id, end_id = _special_ids(config, tokenizer)
-    told = _Told(report, num_files)
-
-    _survey_all(streams, config, told, SAMPLE_CHARACTERS // num_files + 1)
-    fates = [_decide(stream, config) for stream in streams]
-    sample = [text for stream in streams for each in stream.surveys for text in each.sample]
-    as_json = tokenizer_json(tokenizer)
-    _, engine = choose_encoder(as_json, config.pack.engine, sample)
+    as_json, sample = tokenizer_json(tokenizer), _sample(streams)
+    encoder, engine = choose_encoder(as_json, config.pack.engine, sample)
     settings = Settings(
+        store=str(place.store),
         tokenizer_json=as_json,
         engine=engine["engine"],
-        parallel=num_files < config.resources.pack_tasks,
+        cuts=safe_cuts(encoder, sample),
+        parallel=sum(len(s.training) + len(s.held_out) for s in streams) < config.resources.pack_tasks,
         vocabulary=vocabulary_of(tokenizer),
         block_tokens=config.pack.block_tokens,
         packing=config.pack.packing,
         start_id=start_id,
         end_id=end_id,
     )
-    _pack_all(streams, fates, settings, place.blocks, config, told)
-    facts = {s.config.name: finish(place.blocks / s.config.name, s.surveys, s.packed, settings.block_tokens) for s in streams}
-    return {"engine": engine, "vocabulary": settings.vocabulary, "streams": facts, "conservation": "checked"}
-
-
-def _find(stream: StreamConfig, place: Run, config: RunConfig) -> _Stream:
-    """The files of a stream; one that is named as held out is not trained on, although `paths` may cover it."""
-    held_out = find_files([place.resolve(p) for p in stream.held_out])
-    kept_out = {f.path for f in held_out}
-    training = [f for f in find_files([place.resolve(p) for p in stream.paths]) if f.path not in kept_out]
-    if not training:
-        raise CorpusError(f"pack: every file of stream {stream.name} is also in its held_out; name other files in one of the two")
-    if not held_out and config.pack.validation_share == 0:
-        raise ConfigError(
-            f"pack: stream {stream.name} has no held_out files and pack.validation_share is 0, "
-            "expected one of the two for validation; set pack.validation_share: 0.01"
-        )
-    return _Stream(stream, training, held_out)
+    return settings, engine, recipe_of(settings, digest_of(tokenizer), config.pack)
 
 
 def _check_positions(config: RunConfig, source: str) -> None:
@@ -126,76 +116,85 @@ def _special_ids(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> tuple
     return ids[0], ids[1]
 
 
-def _survey_all(streams: Sequence[_Stream], config: RunConfig, told: "_Told", sample_characters: int) -> None:
-    tasks = [_file_task(stream, file, config, sample_characters) for stream in streams for file in stream.files]
-    surveys = iter(_on_every_file(survey, tasks, [t.file for t in tasks], config, lambda s: told.read(s)))
+def _sample(streams: Sequence[Stream]) -> list[str]:
+    """Some texts of every stream, from parts spread over it."""
+    texts: list[str] = []
     for stream in streams:
-        stream.surveys = [next(surveys) for _ in stream.files]
+        chosen = stream.training[:: -(-len(stream.training) // max(1, SAMPLE_PARTS // len(streams)))]
+        room = SAMPLE_CHARACTERS // len(streams) // len(chosen)
+        for source in chosen:
+            batch = next(iter(read_piece(source.part.pieces[0], source.field, batch_documents=1024)), None)
+            left = room
+            for text in islice(batch.texts if batch else (), 1024):
+                texts.append(text[:left])
+                left -= len(texts[-1])
+                if left <= 0:
+                    break
+    return texts
 
 
-def _file_task(stream: _Stream, file: SourceFile, config: RunConfig, sample_characters: int) -> FileTask:
-    return FileTask(stream.config.name, stream.config.role, file, stream.config.field, config.pack.clean, sample_characters)
+def _survey_all(surveying: Sequence[tuple[Stream, Any]], config: RunConfig, told: "_Told") -> None:
+    tasks = [task for _, task in surveying]
 
+    def done(index: int, found: Survey) -> None:
+        stream, task = surveying[index]
+        stream.surveys[task.source.part.key] = found
+        told.surveyed(len(surveying), found)
 
-def _decide(stream: _Stream, config: RunConfig) -> tuple[list[Fates], list[Fates]]:
-    """Fates of the documents in the training and the held-out files; a stream that leaves a split empty is refused."""
-    name, share = stream.config.name, config.pack.validation_share
-    hashes = [as_hashes(bytes(each.hashes)) for each in stream.surveys]
-    training, held_out = hashes[: len(stream.training)], hashes[len(stream.training) :]
-    fates = decide(training, held_out, share=share, deduplicate=config.pack.deduplicate)
-    num_training = sum(int((f == Fate.TRAIN).sum()) for f in fates[0])
-    num_validation = sum(int((f == Fate.VALIDATION).sum()) for f in [*fates[0], *fates[1]])
-    if num_training and num_validation:
-        return fates
-    read, reasons = sum(s.documents for s in stream.surveys), dropped(stream.surveys, [])
-    counted = f"{read} documents read" + "".join(f", {reason}: {count}" for reason, count in reasons.items())
-    if not num_training:
-        remedy = "name text that is not in held_out" if any(map(len, training)) else "name more text, or loosen pack.clean"
-        raise CorpusError(f"pack: stream {name} has nothing to train on ({counted}), expected at least one document; {remedy}")
-    if stream.held_out:
-        raise CorpusError(f"pack: the held_out files of stream {name} keep no document ({counted}); name others or loosen pack.clean")
-    enough = min(0.5, 5 / num_training)
-    raise CorpusError(
-        f"pack: validation_share {share} holds out none of the {num_training} documents of stream {name}, expected at least one; "
-        f"set pack.validation_share: {enough:.2g}, or name held_out files"
-    )
+    _on_every_part(survey, tasks, [t.source.part.size_bytes for t in tasks], config, done, "surveyed")
 
 
 def _pack_all(
-    streams: Sequence[_Stream],
-    fates: Sequence[tuple[list[Fates], list[Fates]]],
-    settings: Settings,
-    blocks: Place,
+    streams: Sequence[Stream], tasks: dict[str, list[PackTask]], settings: Settings, config: RunConfig, place: Run, told: "_Told"
+) -> dict[str, list[Part]]:
+    """Commit what the store has and pack what it has not. Returns the parts of each stream, in the plan's order."""
+    order = _packing_order(streams, tasks, config.seed)
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
+        looked = pool.map(lambda at: find_part(place.store, tasks[at[0]][at[1]].key), order)
+        parts = {at: found[0] for at, found in zip(order, looked, strict=True) if found}
+    ledger = Ledger(place.blocks)
+    ledger.start(parts)
+    told.reused(parts.values())
+    missing = [at for at in order if at not in parts]
+
+    def done(index: int, part: Part) -> None:
+        ledger.append(*missing[index], part)
+        parts[missing[index]] = part
+        told.packed(part)
+
+    wanted = [tasks[name][number] for name, number in missing]
+    _on_every_part(partial(pack_part, settings), wanted, [t.source.part.size_bytes for t in wanted], config, done, "packed")
+    return {name: [parts[name, number] for number in range(len(each))] for name, each in tasks.items()}
+
+
+def _packing_order(streams: Sequence[Stream], tasks: dict[str, list[PackTask]], seed: int) -> list[tuple[str, int]]:
+    """(stream, number in the plan): held-out parts first, then the others as training will ask for them."""
+    first = [(s.name, n) for s in streams for n in range(len(s.training), len(tasks[s.name]))]
+    sizes = [[t.part.size_bytes for t in s.training] for s in streams]
+    return first + [(streams[s].name, n) for s, n in packing_order(sizes, [s.config.weight for s in streams], seed)]
+
+
+def _finish(stream: Stream, parts: list[Part], place: Run, config: RunConfig) -> dict[str, Any]:
+    facts = finish(place.blocks / stream.name, place.store, parts, config.pack.block_tokens)
+    training, validation = facts["train"]["documents"], facts["validation"]["documents"]
+    refuse_empty(stream, config.pack, training=training, validation=validation, read=facts["documents_in"], dropped=facts["dropped"])
+    return facts
+
+
+def _on_every_part(
+    function: Callable[[T], R],
+    tasks: Sequence[T],
+    sizes: Sequence[int],
     config: RunConfig,
-    told: "_Told",
+    done: Callable[[int, R], None],
+    verb: str,
 ) -> None:
-    tasks = []
-    for stream, fate in zip(streams, fates, strict=True):
-        folder = blocks / stream.config.name
-        folder.delete()  # what an interrupted attempt left
-        tasks += list(_pack_tasks(stream, fate, folder, config))
-    results = iter(_on_every_file(partial(pack_file, settings), tasks, [t.source.file for t in tasks], config, lambda p: told.packed(p)))
-    for stream in streams:
-        stream.packed = [next(results) for _ in stream.files]
-
-
-def _pack_tasks(stream: _Stream, fates: tuple[list[Fates], list[Fates]], folder: Place, config: RunConfig) -> Iterator[PackTask]:
-    of_training: tuple[Split, ...] = ("train",) if stream.held_out else ("train", "validation")
-    wanted = HELD_OUT_DOCUMENTS
-    for files, file_fates, splits in ((stream.training, fates[0], of_training), (stream.held_out, fates[1], ("validation",))):
-        for index, (file, fate) in enumerate(zip(files, file_fates, strict=True)):
-            held_out = min(wanted, int((fate == Fate.VALIDATION).sum()))
-            wanted -= held_out
-            yield PackTask(_file_task(stream, file, config, 0), index, str(folder), fate, splits, held_out)
-
-
-def _on_every_file(
-    function: Callable[[T], R], tasks: Sequence[T], files: Sequence[SourceFile], config: RunConfig, done: Callable[[R], None]
-) -> list[R]:
-    """function(task) for every file in Ray Data tasks, results in the order of the tasks; `done` hears of each as soon as it is there."""
+    """function(task) for every part in Ray Data tasks; `done` hears of each, with its number, as soon as it is there."""
+    if not tasks:
+        return
     rows = [{"index": i, "task": pickle.dumps(task)} for i, task in enumerate(tasks)]
-    results: dict[int, R] = {}
-    with _quiet(1800 + max(f.size_bytes for f in files) / SLOWEST_BYTES_PER_S):
+    left = set(range(len(tasks)))
+    with _quiet(1800 + max(sizes) / SLOWEST_BYTES_PER_S):
         mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             partial(on_row, function), num_cpus=1, compute=TaskPoolStrategy(size=min(len(rows), config.resources.pack_tasks))
         )
@@ -204,14 +203,12 @@ def _on_every_file(
                 result = pickle.loads(row["result"])
                 if isinstance(result, ZhlmError):
                     raise result
-                results[row["index"]] = result
-                done(result)
+                left.remove(row["index"])
+                done(row["index"], result)
         except ExecutionTimeoutError as error:
-            left = next(files[i].path for i in range(len(tasks)) if i not in results)
             raise DeadlineError(
-                f"pack: no file was finished for too long, {left} is waited for; does the cluster have a free CPU?"
+                f"pack: no part was {verb} for too long, {len(left)} of {len(tasks)} are waited for; does the cluster have a free CPU?"
             ) from error
-    return [results[i] for i in range(len(tasks))]
 
 
 @contextmanager
@@ -229,27 +226,69 @@ def _quiet(deadline_s: float) -> Iterator[None]:
             setattr(context, name, value)
 
 
+@contextmanager
+def _heartbeat(blocks: Place) -> Iterator[None]:
+    """Tells readers that wait for blocks that somebody is at work, until it says how the work ended."""
+    stop = threading.Event()
+
+    def tell() -> None:
+        while not stop.wait(BEAT_S):
+            beat(blocks, "packing")
+
+    beat(blocks, "packing")
+    thread = threading.Thread(target=tell, daemon=True, name="zhlm-pack-heartbeat")
+    thread.start()
+    message: str | None = "it was interrupted"
+    try:
+        yield
+        message = None
+    except Exception as error:
+        message = str(error)
+        raise
+    finally:
+        stop.set()
+        thread.join(timeout=60)
+        beat(blocks, "done" if message is None else "failed", message or "")
+
+
 class _Told:
-    """Progress in files; reading and packing are half of each."""
+    """Progress in shards; where there is a survey, it is the first half of each."""
 
-    def __init__(self, report: Report, num_files: int) -> None:
-        self._report, self._num_files = report, num_files
-        self._done = 0.0
-        self._documents = self._tokens = 0
-        self._packing_since = 0.0
-        self._tell({"step": "reading"})
+    def __init__(self, report: Report, streams: Sequence[Stream]) -> None:
+        self._report, self._total = report, sum(len(s.training) + len(s.held_out) for s in streams)
+        self._source_bytes = sum(t.part.size_bytes for s in streams for t in [*s.training, *s.held_out])
+        self._done = self._surveyed = 0.0
+        self._documents = self._tokens = self._reused = 0
+        self._started_s = self._packing_s = time.monotonic()
+        self._tell({"step": "looking"})
 
-    def read(self, survey: Survey) -> None:
-        self._done += 0.5
-        self._documents += survey.documents
-        self._packing_since = time.monotonic()
+    def surveyed(self, of: int, found: Survey) -> None:
+        self._documents += found.documents
+        self._surveyed += self._total / of / 2
+        self._packing_s = time.monotonic()
         self._tell({"step": "reading", "documents": self._documents})
 
-    def packed(self, packed: Packed) -> None:
-        self._done += 0.5
-        self._tokens += sum(s.tokens for s in packed.shards.values())
-        rate = self._tokens / max(time.monotonic() - self._packing_since, 1e-3)
-        self._tell({"step": "packing", "documents": self._documents, "tokens": self._tokens, "tokens_per_s": round(rate)})
+    def reused(self, parts: Any) -> None:
+        for part in parts:
+            self._reused += 1
+            self._tokens += sum(s.tokens for s in part.shards.values())
+        self._before = self._tokens
+        self._done = self._reused * self._weight()
+
+    def packed(self, part: Part) -> None:
+        self._done += self._weight()
+        self._tokens += sum(s.tokens for s in part.shards.values())
+        rate = (self._tokens - self._before) / max(time.monotonic() - self._packing_s, 1e-3)
+        reused = {"reused": self._reused} if self._reused else {}
+        self._tell({"step": "packing", "tokens": self._tokens, "tokens_per_s": round(rate), **reused})
+
+    def summary(self) -> str:
+        rate = self._source_bytes / 1e6 / max(time.monotonic() - self._started_s, 1e-3)
+        reused = f", {self._reused} of {self._total} shards reused" if self._reused else ""
+        return f"{self._tokens:,} tokens in {self._total} shards, {rate:.1f} MB/s{reused}"
+
+    def _weight(self) -> float:
+        return 0.5 if self._surveyed else 1.0
 
     def _tell(self, facts: dict[str, float | int | str]) -> None:
-        self._report(Progress("pack", self._done, self._num_files, "files", facts))
+        self._report(Progress("pack", self._surveyed + self._done, self._total, "shards", facts))

@@ -1,51 +1,144 @@
-"""Documents of any length -> blocks of one length, losing no token.
+"""Documents of ids -> blocks of equal length, a window at a time, so that memory is bounded whatever comes.
 
-Shape letters: I ids of all documents, one after another; N documents; P pieces of documents; B blocks; T block tokens.
+Shape letters: N documents, I ids of all documents, P pieces, B blocks, T block tokens. A piece is a document, or a part of a
+long one.
 
-    block_tokens 4, documents aa bbb cc ddddd (one letter per token)
-    best_fit    aacc bbbd dddd      a document that fits a block is never cut
+    documents aa bbb cc ddddd (one letter per token), T = 4
+    best_fit    dddd bbbd aacc      a document that fits a block is never cut
     concat      aabb bccd dddd      the tape is cut every 4 tokens
+    none        aa.. bbb. cc.. dddd d...
 """
 
 from bisect import bisect_left, insort
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from zhlm.records import Blocks
 
-OPEN_BLOCKS = 256
-"""Blocks that best_fit keeps open; more fill a little better and take longer to search."""
+WINDOW_TOKENS = 1 << 22
+"""Packed at a time; more fill a little better and take more memory."""
+WINDOW_BLOCKS = 256
+"""At least this many blocks in a window, so that long ones are filled as well as short ones."""
 
+Ids = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
+Kind = Literal["best_fit", "concat", "none"]
 
 
-def best_fit(ids_I: npt.NDArray[Any], lengths_N: npt.NDArray[Any], block_tokens: int, open_blocks: int = OPEN_BLOCKS) -> Blocks:
-    """Put each document into the open block where it leaves the least room; one longer than a block fills whole blocks first.
+class Packer:
+    """Takes documents in order and gives blocks. They depend on the documents alone, not on how many came at once."""
 
-    One pass in document order, so the result depends on the documents alone. Blocks are in the order of their first token.
+    def __init__(self, kind: Kind, block_tokens: int, dtype: npt.DTypeLike, window_tokens: int | None = None) -> None:
+        self._kind, self._block_tokens = kind, block_tokens
+        self._window_tokens = max(window_tokens or max(WINDOW_TOKENS, WINDOW_BLOCKS * block_tokens), block_tokens)
+        self._ids: list[Ids] = []
+        self._lengths: list[Ints] = []
+        self._tokens = 0
+        self._held: Ids = np.empty(0, dtype)
+        """End of an unfinished document, short of a whole block."""
+        self._tape = 0
+        """Tokens since the last block border, for concat."""
+
+    def add(self, ids_I: Ids, lengths_N: npt.NDArray[Any], *, unfinished: bool = False) -> list[Blocks]:
+        """The windows that became full. `unfinished`: the last document goes on with the first one of the next call."""
+        if not len(lengths_N):
+            return []
+        ids, lengths = np.concatenate([self._held, ids_I.astype(self._held.dtype, copy=False)]), np.array(lengths_N, np.int64)
+        lengths[0] += len(self._held)
+        # What is held back makes the part that is taken end at a border of its blocks, where the whole document is cut too.
+        before = self._tape + int(lengths[:-1].sum()) if self._kind == "concat" else 0
+        held = min(int(lengths[-1]), (before + int(lengths[-1])) % self._block_tokens) if unfinished else 0
+        lengths[-1] -= held
+        self._held = ids[len(ids) - held :]
+        self._ids.append(ids[: len(ids) - held])
+        self._lengths.append(lengths[lengths > 0] if self._kind == "concat" else _cut(lengths, self._block_tokens))
+        self._tokens += len(ids) - held
+        self._tape = (self._tape + len(ids) - held) % self._block_tokens
+        full = []
+        while self._tokens >= self._window_tokens:
+            full.append(self._pack(last=False))
+        return full
+
+    def finish(self) -> Blocks:
+        """What is left."""
+        assert not len(self._held), "the last document is unfinished"
+        return self._pack(last=True)
+
+    def _pack(self, last: bool) -> Blocks:
+        """The first window of what is there, or all of it."""
+        ids = np.concatenate([np.empty(0, self._held.dtype), *self._ids])
+        lengths = np.concatenate([np.empty(0, np.int64), *self._lengths])
+        ends = np.cumsum(lengths)
+        tokens = len(ids)
+        if not last and self._kind == "concat":  # the tape is cut at a border of blocks, best_fit's pieces after one of them
+            tokens = self._window_tokens // self._block_tokens * self._block_tokens
+        elif not last:
+            tokens = int(ends[np.searchsorted(ends, self._window_tokens)])
+        count = int(np.searchsorted(ends, tokens)) + 1
+        over = int(ends[count - 1]) - tokens if len(ends) else 0
+        window, rest = lengths[:count].copy(), lengths[count:]
+        if over:
+            window[-1] -= over
+            rest = np.concatenate([[over], rest])
+        self._ids, self._lengths, self._tokens = [ids[tokens:].copy()], [rest], len(ids) - tokens
+        return {"best_fit": best_fit, "concat": concat, "none": alone}[self._kind](ids[:tokens], window, self._block_tokens)
+
+
+def best_fit(ids_I: Ids, lengths_N: npt.NDArray[Any], block_tokens: int) -> Blocks:
+    """The longest pieces first, each into the block where it leaves the least room; a document longer than a block fills whole ones first.
+
+    Source: best-fit-decreasing bin packing, as in Ding et al. 2024 (arXiv 2404.10830); equal lengths are placed together, so the work grows
+    with the number of distinct lengths and not with the number of documents.
     """
     pieces_P = _cut(lengths_N, block_tokens)
     block_P, start_P = np.empty_like(pieces_P), np.zeros_like(pieces_P)
-    room: list[tuple[int, int]] = []  # (tokens left, block), ascending
+    rooms: dict[int, Ints] = {}  # tokens left -> blocks with so much room, in the order in which they got it
+    sizes: list[int] = []  # the keys of rooms, ascending
     num_blocks = 0
-    for p, length in enumerate(pieces_P.tolist()):
-        at = bisect_left(room, (length, -1))
-        if at < len(room):
-            left, block = room.pop(at)
-        else:
-            left, block = block_tokens, num_blocks
-            num_blocks += 1
-            if len(room) >= open_blocks and length < block_tokens:
-                room.pop(0)  # the fullest: the least is lost by closing it
-        block_P[p], start_P[p] = block, block_tokens - left
-        if left > length:
-            insort(room, (left - length, block))
+    by_length = np.argsort(-pieces_P, kind="stable")
+    lengths, firsts = np.unique(-pieces_P[by_length], return_index=True)
+    for length, group in zip((-lengths).tolist(), np.split(by_length, firsts[1:]), strict=True) if len(pieces_P) else ():
+        while len(group):
+            at = bisect_left(sizes, length)
+            room = sizes[at] if at < len(sizes) else block_tokens
+            each = room // length  # the tightest block stays the tightest while it can take one more
+            wanted = -(-len(group) // each)
+            if at < len(sizes):
+                blocks = _take(rooms, sizes, room, wanted)
+            else:
+                blocks = np.arange(num_blocks, num_blocks + wanted)
+                num_blocks += wanted
+            placed, group = group[: len(blocks) * each], group[len(blocks) * each :]
+            block_P[placed] = np.repeat(blocks, each)[: len(placed)]
+            start_P[placed] = block_tokens - room + np.tile(np.arange(each) * length, len(blocks))[: len(placed)]
+            in_last = len(placed) - (len(blocks) - 1) * each
+            _put(rooms, sizes, room - each * length, blocks[:-1])
+            _put(rooms, sizes, room - in_last * length, blocks[-1:])
     return _assemble(ids_I, pieces_P, block_P, start_P, num_blocks, block_tokens)
 
 
-def concat(ids_I: npt.NDArray[Any], lengths_N: npt.NDArray[Any], block_tokens: int) -> Blocks:
+def _take(rooms: dict[int, Ints], sizes: list[int], room: int, wanted: int) -> Ints:
+    blocks = rooms.pop(room)
+    if wanted < len(blocks):
+        rooms[room] = blocks[wanted:]
+    else:
+        sizes.remove(room)
+    return blocks[:wanted]
+
+
+def _put(rooms: dict[int, Ints], sizes: list[int], room: int, blocks: Ints) -> None:
+    if not room or not len(blocks):
+        return
+    if room in rooms:
+        rooms[room] = np.concatenate([rooms[room], blocks])
+    else:
+        rooms[room] = blocks
+        insort(sizes, room)
+
+
+def concat(ids_I: Ids, lengths_N: npt.NDArray[Any], block_tokens: int) -> Blocks:
     """Cut the documents' tape every block_tokens tokens; the last block is the remainder."""
     ends = np.cumsum(lengths_N, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
@@ -53,6 +146,12 @@ def concat(ids_I: npt.NDArray[Any], lengths_N: npt.NDArray[Any], block_tokens: i
     cuts = cuts[cuts > 0]
     starts_P = np.concatenate([np.zeros(min(1, len(cuts)), np.int64), cuts[:-1]])
     return _assemble(ids_I, cuts - starts_P, starts_P // block_tokens, starts_P % block_tokens, -(-total // block_tokens), block_tokens)
+
+
+def alone(ids_I: Ids, lengths_N: npt.NDArray[Any], block_tokens: int) -> Blocks:
+    """Each document in a block of its own, a longer one in several."""
+    pieces_P = _cut(lengths_N, block_tokens)
+    return _assemble(ids_I, pieces_P, np.arange(len(pieces_P)), np.zeros_like(pieces_P), len(pieces_P), block_tokens)
 
 
 def _cut(lengths_N: npt.NDArray[Any], block_tokens: int) -> Ints:
@@ -66,13 +165,15 @@ def _cut(lengths_N: npt.NDArray[Any], block_tokens: int) -> Ints:
     return pieces
 
 
-def _assemble(ids_I: npt.NDArray[Any], pieces_P: Ints, block_P: Ints, start_P: Ints, num_blocks: int, block_tokens: int) -> Blocks:
+def _assemble(ids_I: Ids, pieces_P: Ints, block_P: Ints, start_P: Ints, num_blocks: int, block_tokens: int) -> Blocks:
     """Copy every piece to its place. Pieces are in the order of the ids and cover them, so one scatter moves all."""
     target_P = block_P * block_tokens + start_P
     source_P = np.cumsum(pieces_P) - pieces_P
+    places_I = np.repeat(target_P - source_P, pieces_P)
+    places_I += np.arange(len(ids_I))
     ids = np.zeros(num_blocks * block_tokens, ids_I.dtype)
-    ids[np.arange(len(ids_I)) + np.repeat(target_P - source_P, pieces_P)] = ids_I
-    by_block = np.argsort(block_P, kind="stable")  # pieces reach a block from left to right, so ends stay ascending
-    ends = (start_P + pieces_P)[by_block].astype(np.uint32)
-    borders = np.searchsorted(block_P[by_block], np.arange(1, num_blocks))
+    ids[places_I] = ids_I
+    in_order = np.argsort(target_P)
+    ends = (start_P + pieces_P)[in_order].astype(np.uint32)
+    borders = np.searchsorted(block_P[in_order], np.arange(1, num_blocks))
     return Blocks(ids.reshape(num_blocks, block_tokens), np.split(ends, borders) if num_blocks else [])

@@ -1,120 +1,107 @@
-"""The two things done to each file, as plain functions of plain data: survey it, then pack it.
+"""The two things done to each part of a corpus, as plain functions of plain data: survey it, then pack it.
 
-Both read and clean the same file, so that no text needs to be kept in between: reading and cleaning run at 100 MB/s and more.
+Both read and clean the same files, so that no text needs to be kept in between: reading and cleaning are the smaller part of the work.
 Workers import this module, so nothing here imports torch, transformers or Ray.
 """
 
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from zhlm.blocks.store import Shard, write_shard
+from zhlm.blocks.store import Part, Shard, ShardWriter, Split, commit_part, find_part, writing
 from zhlm.config.schema import CleanConfig
-from zhlm.corpus.files import SourceFile
-from zhlm.corpus.read import read_documents
+from zhlm.corpus.parts import SourcePart
+from zhlm.corpus.read import Batch, read_piece
 from zhlm.errors import CorpusError, VerificationError, ZhlmError
-from zhlm.pack.dedup import hash_of
-from zhlm.pack.packing import best_fit, concat
-from zhlm.pack.split import Fate, Fates
-from zhlm.records import Document, id_dtype
-from zhlm.storage import Place
-from zhlm.text.normalise import normalise
-from zhlm.text.reject import rejection
+from zhlm.pack.dedup import Hashes
+from zhlm.pack.packing import Kind, Packer
+from zhlm.pack.split import Fate, Fates, fates_inline
+from zhlm.pack.survey import Survey, load_survey, save_survey
+from zhlm.records import id_dtype
+from zhlm.storage import Place, storage_errors
+from zhlm.text.clean import clean_batch
 from zhlm.tokenizer.encode import Encoder, Engine, Ids, Offsets, make_encoder
+from zhlm.tokenizer.long import LONG_CHARACTERS, in_pieces
 
 REJECTS_PER_REASON = 20
 REJECT_CHARACTERS = 500
+HELD_OUT_DOCUMENTS = 5000
+HELD_OUT_CHARACTERS = 20_000_000
+"""At most so much text of a part is kept beside its blocks, for `evaluate`."""
 
-Split = Literal["train", "validation"]
-SPLIT_OF = {Fate.TRAIN: "train", Fate.VALIDATION: "validation"}
-REASON_OF = {Fate.DUPLICATE: "duplicate", Fate.IN_HELD_OUT: "in_held_out"}
+REASON_OF = {Fate.DUPLICATE: "duplicate", Fate.NEAR_DUPLICATE: "near_duplicate", Fate.IN_HELD_OUT: "in_held_out"}
 
 
 @dataclass(frozen=True)
-class FileTask:
-    """One corpus file of a stream."""
+class Source:
+    """A part of a stream's files, and how its texts are read and cleaned."""
 
     stream: str
     role: Literal["new", "old"]
-    file: SourceFile
+    part: SourcePart
     field: str | None
     clean: CleanConfig
-    sample_characters: int
-    """How much of its text to hand back for comparing engines."""
 
 
 @dataclass(frozen=True)
-class Reject:
-    reason: str
-    path: str
-    row: int
-    text: str
-
-
-@dataclass
-class Survey:
-    """What a file holds."""
-
-    documents: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    hashes: bytearray = field(default_factory=bytearray)
-    """Of the texts that cleaning keeps, in order."""
-    rejects: list[Reject] = field(default_factory=list)
-    sample: list[str] = field(default_factory=list)
+class SurveyTask:
+    source: Source
+    store: str
+    key: str
+    signatures: bool
+    """Whether near duplicates are looked for."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What packing needs to know of the run, the same for every file."""
+    """What packing needs to know of the run, the same for every part."""
 
+    store: str
     tokenizer_json: str
     engine: Engine
+    cuts: str | None
+    """Where texts of more than LONG_CHARACTERS may be cut for encoding."""
     parallel: bool
     vocabulary: int
     block_tokens: int
-    packing: Literal["best_fit", "concat"]
+    packing: Kind
     start_id: int | None
     end_id: int | None
 
 
 @dataclass(frozen=True)
 class PackTask:
-    source: FileTask
-    index: int
-    """Of the shard that this file becomes."""
-    folder: str
-    """Of the stream's blocks."""
-    fates: Fates
-    """Of the texts that cleaning keeps, in order."""
+    source: Source
+    key: str
     splits: tuple[Split, ...]
-    """Those that get a shard from this file, an empty one if need be."""
-    held_out_texts: int
-    """How many validation texts to hand back."""
+    """Those that get a shard from this part, an empty one if need be."""
+    fates: Fates | None
+    """Of the texts that cleaning keeps, in order. None: decided on the way from `share` and `held_out`, without a look for duplicates."""
+    share: float = 0.0
+    held_out: Hashes = field(default_factory=lambda: np.empty((0, 2), np.uint64))
+    """Hashes of the stream's held-out documents."""
 
 
 @dataclass
-class Packed:
-    shards: dict[Split, Shard] = field(default_factory=dict)
-    dropped: Counter[str] = field(default_factory=Counter)
-    rejects: list[Reject] = field(default_factory=list)
-    held_out: list[str] = field(default_factory=list)
+class _Drops:
+    """Documents that are left out, counted and sampled."""
 
+    counts: Counter[str] = field(default_factory=Counter)
+    rejects: list[dict[str, Any]] = field(default_factory=list)
 
-@dataclass
-class _Tape:
-    """The encoded documents of one split, in order."""
-
-    ids: list[npt.NDArray[Any]] = field(default_factory=list)
-    lengths: list[npt.NDArray[np.int64]] = field(default_factory=list)
-    documents: int = 0
-    utf8_bytes: int = 0
-    characters: int = 0
+    def add(self, reason: str, batch: Batch, at: int, text: str) -> None:
+        self.counts[reason] += 1
+        if self.counts[reason] <= REJECTS_PER_REASON:
+            self.rejects.append({"reason": reason, "path": batch.path, "row": int(batch.rows[at]), "text": text[:REJECT_CHARACTERS]})
 
 
 def on_row(function: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any]:
@@ -129,123 +116,204 @@ def on_row(function: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any
     return {"index": row["index"], "result": pickle.dumps(result)}
 
 
-def survey(task: FileTask) -> Survey:
-    """Read and clean a file: counts, hashes, a few rejects, a little text."""
-    found = Survey()
-    characters = 0
-    for document, text, reason in _cleaned(task):
-        found.documents += 1
-        if reason is not None:
-            _drop(found.dropped, found.rejects, reason, document, text)
-            continue
-        found.hashes += hash_of(text)
-        if characters < task.sample_characters:
-            found.sample.append(text[: task.sample_characters])
-            characters += len(text)
+def survey(task: SurveyTask) -> Survey:
+    """Read and clean a part: counts and hashes. What an earlier packer left in the store is taken from there."""
+    store = Place(task.store)
+    found = load_survey(store, task.key)
+    if found is None:
+        drops, parts, documents = _Drops(), [], 0
+        for batch, texts, _ in _cleaned(task.source, drops):
+            documents += len(batch.texts)
+            parts.append(Survey.of_texts(texts, task.signatures))
+        found = Survey.joined(parts, documents, dict(drops.counts))
+        save_survey(store, task.key, found)
     return found
 
 
-def pack_file(settings: Settings, task: PackTask) -> Packed:
-    """Read and clean a file again, drop and split by the fates, encode, pack, and write a shard per split."""
-    packed, tapes = Packed(), {split: _Tape() for split in task.splits}
+def pack_part(settings: Settings, task: PackTask) -> Part:
+    """Read and clean a part again, drop and split by the fates, encode, pack, write a shard per split, and commit the part.
+
+    Raises: CorpusError when the files changed since the survey; VerificationError when a document or a token got lost.
+    """
+    store = Place(settings.store)
+    found = find_part(store, task.key)
+    if found is not None:  # another packer made it meanwhile
+        return found[0]
+    drops, held_out = _Drops(), _HeldOut()
     encoder = _encoder(settings.engine, settings.tokenizer_json, settings.parallel)
-    for texts in _kept_batches(task, packed):
-        for split, tape in tapes.items():
-            _record(tape, texts[split], encoder, settings)
-        room = task.held_out_texts - len(packed.held_out)
-        packed.held_out += texts["validation"][: max(0, room)]
-    for split, tape in tapes.items():
-        packed.shards[split] = _write(task, split, tape, settings)
-    return packed
+    with writing(store, task.key, task.splits, settings.block_tokens, settings.vocabulary) as writers:
+        outs = {split: _Out(writers[split], encoder, settings) for split in task.splits}
+        documents = 0
+        for read, texts in _decided(task, drops):
+            documents += read
+            for split, out in outs.items():
+                out.add(texts[split])
+            held_out.add(texts["validation"])
+        shards = {split: out.close(task.source.part.source) for split, out in outs.items()}
+    part = Part(task.key, task.source.part.source, shards, documents, dict(sorted(drops.counts.items())))
+    kept = sum(s.documents for s in shards.values())
+    if documents != kept + sum(part.dropped.values()):
+        raise VerificationError(
+            f"pack: {part.source} has {documents} documents, kept {kept} and dropped {part.dropped}; report this as a bug"
+        )
+    if "validation" in task.splits:
+        held_out.write(store, task.key)
+    commit_part(store, part, rejects=drops.rejects)
+    return part
 
 
 @lru_cache(maxsize=2)
 def _encoder(engine: Engine, tokenizer_json: str, parallel: bool) -> Encoder:
-    """Kept between the files that one worker process gets: loading a large vocabulary takes a second."""
+    """Kept between the parts that one worker process gets: loading a large vocabulary takes a second."""
     return make_encoder(engine, tokenizer_json, parallel)
 
 
-def _cleaned(task: FileTask) -> Iterator[tuple[Document, str, str | None]]:
-    for batch in read_documents(task.file, task.field):
-        for document in batch:
-            text = normalise(document.text) if task.clean.normalise else document.text
-            yield document, text, rejection(text, task.clean, task.role)
+def _cleaned(source: Source, drops: _Drops) -> Iterator[tuple[Batch, list[str], list[int]]]:
+    """Per batch, the texts that cleaning keeps and their places in it."""
+    for piece in source.part.pieces:
+        for batch in read_piece(piece, source.field):
+            texts, reasons = clean_batch(batch.texts, source.clean, source.role)
+            kept = [at for at, reason in enumerate(reasons) if reason is None]
+            if len(kept) < len(texts):
+                for at, reason in enumerate(reasons):
+                    if reason is not None:
+                        drops.add(reason, batch, at, texts[at] or batch.texts[at])
+                texts = [texts[at] for at in kept]
+            yield batch, texts, kept
 
 
-def _kept_batches(task: PackTask, packed: Packed, batch_characters: int = 2_000_000) -> Iterator[dict[Split, list[str]]]:
-    """The texts of each split, batch by batch; what the fates drop is counted in `packed`."""
-    texts: dict[Split, list[str]] = {"train": [], "validation": []}
-    characters = kept = 0
-    for document, text, reason in _cleaned(task.source):
-        if reason is not None:
-            continue
-        kept += 1
-        if kept > len(task.fates):
+def _decided(task: PackTask, drops: _Drops) -> Iterator[tuple[int, dict[Split, list[str]]]]:
+    """Per batch, the number of documents read and the texts of each split; what the fates drop is counted."""
+    done = 0
+    for batch, texts, kept in _cleaned(task.source, drops):
+        known = task.fates
+        fates = fates_inline(texts, task.share, task.held_out) if known is None else known[done : done + len(texts)]
+        done += len(texts)
+        if len(fates) != len(texts):
             break
-        fate = Fate(task.fates[kept - 1])
-        if fate in REASON_OF:
-            _drop(packed.dropped, packed.rejects, REASON_OF[fate], document, text)
+        if not fates.any():  # all of them trained on
+            yield len(batch.texts), {"train": texts, "validation": []}
             continue
-        texts["train" if fate is Fate.TRAIN else "validation"].append(text)
-        characters += len(text)
-        if characters >= batch_characters:
-            yield texts
-            texts, characters = {"train": [], "validation": []}, 0
-    if kept != len(task.fates):
-        path = task.source.file.path
-        raise CorpusError(f"pack: {path} changed while it was read ({len(task.fates)} documents, then {kept}); run again", path=path)
-    yield texts
+        for at in np.flatnonzero(fates > Fate.VALIDATION).tolist():
+            drops.add(REASON_OF[Fate(fates[at])], batch, kept[at], texts[at])
+        by_fate = {f: [texts[at] for at in np.flatnonzero(fates == f).tolist()] for f in (Fate.TRAIN, Fate.VALIDATION)}
+        yield len(batch.texts), {"train": by_fate[Fate.TRAIN], "validation": by_fate[Fate.VALIDATION]}
+    if task.fates is not None and done != len(task.fates):
+        path = task.source.part.source
+        raise CorpusError(f"pack: {path} changed while it was read ({len(task.fates)} documents, then {done}); run again", path=path)
 
 
-def _drop(dropped: Counter[str], rejects: list[Reject], reason: str, document: Document, text: str) -> None:
-    dropped[reason] += 1
-    if dropped[reason] <= REJECTS_PER_REASON:
-        rejects.append(Reject(reason, document.path, document.row, text[:REJECT_CHARACTERS]))
+class _Out:
+    """One split of a part: texts in, blocks written."""
+
+    def __init__(self, writer: ShardWriter, encoder: Encoder, settings: Settings) -> None:
+        self._writer, self._encoder, self._settings = writer, encoder, settings
+        self._packer = Packer(settings.packing, settings.block_tokens, id_dtype(settings.vocabulary))
+        self._documents = self._characters = self._utf8_bytes = self._tokens = self._written = 0
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Encode, pack, and write what is full."""
+        short: list[str] = []
+        for text in texts:
+            if len(text) <= LONG_CHARACTERS:
+                short.append(text)
+                continue
+            self._add_short(short)
+            self._add_long(text)
+            short = []
+        self._add_short(short)
+
+    def _add_short(self, texts: Sequence[str]) -> None:
+        if not texts:
+            return
+        ids, lengths = with_ends(*self._encoder.encode_batch(texts), self._settings.start_id, self._settings.end_id)
+        self._count(len(texts), "".join(texts))
+        self._pack(ids, lengths)
+
+    def _add_long(self, text: str) -> None:
+        """A piece at a time: the ids of a whole book need much more memory than its text."""
+        start, end, before = self._settings.start_id, self._settings.end_id, None
+        for piece in in_pieces(text, self._settings.cuts):
+            if before is not None:
+                self._pack(before, np.array([len(before)]), unfinished=True)
+            ids, offsets = self._encoder.encode_batch([piece])
+            before, _ = with_ends(ids, offsets, start, None)
+            start = None
+            self._count(0, piece)
+        assert before is not None, "a text has at least one piece"
+        last = before if end is None else np.append(before, np.uint32(end))
+        self._pack(last, np.array([len(last)]))
+        self._documents += 1
+
+    def _count(self, documents: int, text: str) -> None:
+        self._documents += documents
+        self._characters += len(text)
+        self._utf8_bytes += len(text.encode())
+
+    def _pack(self, ids: Ids, lengths: npt.NDArray[np.int64], unfinished: bool = False) -> None:
+        if len(ids) and int(ids.max()) >= self._settings.vocabulary:
+            engine, size = self._settings.engine, self._settings.vocabulary
+            raise VerificationError(
+                f"pack: the {engine} engine gave the id {ids.max()}, the vocabulary has {size}; set pack.engine: tokenizers"
+            )
+        self._tokens += len(ids)
+        for blocks in self._packer.add(ids, lengths, unfinished=unfinished):
+            self._write(blocks)
+
+    def _write(self, blocks: Any) -> None:
+        self._written += sum(int(ends[-1]) for ends in blocks.ends)
+        self._writer.write(blocks)
+
+    def close(self, source: str) -> Shard:
+        """Write the rest. Raises: VerificationError when the blocks do not hold every token."""
+        self._write(self._packer.finish())
+        if self._written != self._tokens:
+            raise VerificationError(f"pack: {source} gave {self._tokens} tokens but its blocks hold {self._written}; report this as a bug")
+        return self._writer.close(documents=self._documents, tokens=self._tokens, utf8_bytes=self._utf8_bytes, characters=self._characters)
 
 
-def _record(tape: _Tape, texts: list[str], encoder: Encoder, settings: Settings) -> None:
-    if not texts:
-        return
-    ids, lengths = with_ends(*encoder.encode_batch(texts), settings.start_id, settings.end_id)
-    if len(ids) and int(ids.max()) >= settings.vocabulary:
-        raise VerificationError(f"pack: the {settings.engine} engine gave the id {ids.max()}, the vocabulary has {settings.vocabulary}")
-    tape.ids.append(ids.astype(id_dtype(settings.vocabulary)))
-    tape.lengths.append(lengths)
-    tape.documents += len(texts)
-    tape.characters += sum(map(len, texts))
-    tape.utf8_bytes += sum(len(t.encode()) for t in texts)
+class _HeldOut:
+    """The first held-out texts of a part, as they are, for `evaluate`."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._characters = 0
+
+    def add(self, texts: Sequence[str]) -> None:
+        for text in texts[: HELD_OUT_DOCUMENTS - len(self._texts)]:
+            if not self._texts or self._characters + len(text) <= HELD_OUT_CHARACTERS:
+                self._texts.append(text)
+                self._characters += len(text)
+
+    def write(self, store: Place, key: str) -> None:
+        write_texts(store / key[:2] / f"{key}.held_out.parquet", self._texts)
+
+
+def write_texts(place: Place, texts: Sequence[str]) -> None:
+    """A Parquet file with a column `text`."""
+    with storage_errors("writing", place), ExitStack() as stack:
+        filesystem, path = place._open()
+        filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        stream = stack.enter_context(filesystem.open_output_stream(path))
+        pq.write_table(pa.table({"text": pa.array(texts, pa.large_string())}), stream)
 
 
 def with_ends(ids_I: Ids, offsets: Offsets, start_id: int | None, end_id: int | None) -> tuple[Ids, npt.NDArray[np.int64]]:
     """Put the special tokens around each document; the ids of all, and the length of each."""
     before, added = int(start_id is not None), int(start_id is not None) + int(end_id is not None)
     lengths = np.diff(offsets)
+    if not added:
+        return ids_I, lengths
     num_documents = len(lengths)
     out = np.empty(len(ids_I) + added * num_documents, np.uint32)
     starts = offsets[:-1] + added * np.arange(num_documents)
-    out[np.arange(len(ids_I)) + np.repeat(added * np.arange(num_documents) + before, lengths)] = ids_I
+    middle = np.ones(len(out), np.bool_)
     if start_id is not None:
         out[starts] = start_id
+        middle[starts] = False
     if end_id is not None:
-        out[starts + lengths + added - 1] = end_id
+        lasts = starts + before + lengths
+        out[lasts] = end_id
+        middle[lasts] = False
+    out[middle] = ids_I
     return out, lengths + added
-
-
-def _write(task: PackTask, split: Split, tape: _Tape, settings: Settings) -> Shard:
-    ids = np.concatenate([np.empty(0, id_dtype(settings.vocabulary)), *tape.ids])
-    lengths = np.concatenate([np.empty(0, np.int64), *tape.lengths])
-    blocks = (best_fit if settings.packing == "best_fit" else concat)(ids, lengths, settings.block_tokens)
-    tokens = sum(int(ends[-1]) for ends in blocks.ends)
-    if tokens != len(ids) or int(lengths.sum()) != len(ids):
-        raise VerificationError(f"pack: {task.source.file.path} gave {len(ids)} tokens but its blocks hold {tokens}; report this as a bug")
-    return write_shard(
-        Place(task.folder) / split,
-        task.index,
-        blocks,
-        vocabulary=settings.vocabulary,
-        documents=tape.documents,
-        tokens=tokens,
-        utf8_bytes=tape.utf8_bytes,
-        characters=tape.characters,
-        source=task.source.file.path,
-    )

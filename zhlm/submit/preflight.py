@@ -13,6 +13,7 @@ import yaml
 
 from zhlm.config.schema import RunConfig
 from zhlm.corpus.files import find_files
+from zhlm.corpus.hub import check_local
 from zhlm.errors import BaseModelError, ClusterError, ConfigError, StorageError
 from zhlm.model.shape import KNOWN, ModelShape
 from zhlm.storage import SAMPLE_SCHEME, Place, Run, is_remote, resolve_root, storage_errors
@@ -46,13 +47,16 @@ def check(config: RunConfig) -> None:
 
 
 def check_corpus(config: RunConfig) -> None:
-    """Every local path of the corpus leads to files; what the sample stage makes, and remote paths, are left to the stages."""
+    """Every local path of the corpus leads to files; what the sample stage makes, remote paths and the hub are left to the stages."""
     paths = [p for s in config.streams for p in [*s.paths, *s.held_out]]
     if config.sample and config.sample.base:
         paths += config.sample.base.paths
     local = [p for p in paths if not is_remote(p)]
     if local:
         find_files(local)
+    for stream in config.streams:
+        if stream.dataset is not None:
+            check_local(stream.dataset)
 
 
 def check_positions(config: RunConfig, shape: ModelShape) -> None:

@@ -23,8 +23,8 @@ TOKENS_PER_BYTE = 0.3
 """Assumption for text in a language that the tokenizer knows; English and Chinese both lie between 0.2 and 0.35."""
 TOKENS_PER_BYTE_SMALL = 0.45
 """The same below SMALL_VOCABULARY entries."""
-TEXT_BYTES_PER_FILE_BYTE = {"gzip": 3.0, "parquet": 2.0, "plain": 1.0}
-"""Assumption: how much text a byte on the disk stands for."""
+TEXT_BYTES_PER_FILE_BYTE = {"gzip": 3.0, "zstd": 3.0, "parquet": 2.0}
+"""Assumption: how much text a byte on the disk stands for, by compression or format; 1 for the others."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ def finished_facts(config: RunConfig, stage: Stage) -> dict[str, Any] | None:
 
 
 def _estimate(config: RunConfig, stream: StreamConfig, shape: ModelShape) -> StreamSize:
+    if stream.dataset is not None:  # its size would have to be asked for
+        return StreamSize(None, None, None, False)
     run, documents, text_bytes = Run.of(config), None, 0.0
     paths = [run.resolve(p) for p in stream.paths]
     made = [p for p in stream.paths if p.startswith(SAMPLE_SCHEME)]
@@ -78,7 +80,7 @@ def _estimate(config: RunConfig, stream: StreamConfig, shape: ModelShape) -> Str
         documents = corpus.documents - corpus.held_out_documents
         text_bytes += documents * SAMPLE_STORY_BYTES
         paths = [p for p in stream.paths if not p.startswith(SAMPLE_SCHEME)]
-    text_bytes += sum(_text_bytes(f) for f in find_files(paths)) if paths else 0
+    text_bytes += sum(_text_bytes(f) for f in find_files(paths, stream.document)) if paths else 0
     if not stream.held_out:
         text_bytes *= 1 - config.pack.validation_share
     tokens = round(text_bytes * (TOKENS_PER_BYTE_SMALL if shape.vocabulary < SMALL_VOCABULARY else TOKENS_PER_BYTE))
@@ -86,8 +88,7 @@ def _estimate(config: RunConfig, stream: StreamConfig, shape: ModelShape) -> Str
 
 
 def _text_bytes(file: SourceFile) -> float:
-    kind = "parquet" if file.format == "parquet" else "gzip" if file.compressed else "plain"
-    return file.size_bytes * TEXT_BYTES_PER_FILE_BYTE[kind]
+    return file.size_bytes * TEXT_BYTES_PER_FILE_BYTE.get(file.format, TEXT_BYTES_PER_FILE_BYTE.get(file.compression, 1.0))
 
 
 def trained_shape(config: RunConfig) -> tuple[ModelShape, bool]:

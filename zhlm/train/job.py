@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,12 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from zhlm.blocks.mix import steps_of
+from zhlm.blocks.mix import block_weights, check_weights, steps_of
 from zhlm.checkpoint.state import newest
 from zhlm.config.schema import ResourcesConfig, RunConfig
 from zhlm.errors import DeadlineError, TrainError
 from zhlm.records import Progress, Report
-from zhlm.storage import Run
+from zhlm.storage import MANIFEST, Run
 from zhlm.train.loop import train_worker
 
 POLL_S = 0.5
@@ -36,6 +37,7 @@ class Board:
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
         self._starts: list[tuple[int, list[str]]] = []
+        self._waits = ""
         self._error: Exception | None = None
 
     def start(self, step: int, passed_over: list[str]) -> None:
@@ -43,13 +45,17 @@ class Board:
 
     def put(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
+        self._waits = ""
+
+    def wait(self, what: str) -> None:
+        self._waits = what
 
     def fail(self, error: Exception) -> None:
         self._error = self._error or error
 
-    def take(self) -> tuple[list[dict[str, Any]], list[tuple[int, list[str]]], Exception | None]:
+    def take(self) -> tuple[list[dict[str, Any]], list[tuple[int, list[str]]], Exception | None, str]:
         rows, self._rows = self._rows, []
-        return rows, self._starts, self._error
+        return rows, self._starts, self._error, self._waits
 
 
 def run(config: RunConfig, report: Report) -> dict[str, Any]:
@@ -59,8 +65,9 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
     worker found wrong with the input.
     """
     where = Run.of(config)
-    packed = where.manifest("pack")["facts"]["streams"]
-    steps = steps_of(config, {name: facts["train"]["blocks"] for name, facts in packed.items()})
+    steps = _steps(config, where)
+    if newest(where.checkpoints)[0] is None:
+        (where.folder / "trace").delete()  # of blocks whose training is forgotten
     # On the driver's machine: a spot node that is taken away must not take the news along.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
@@ -86,16 +93,34 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
     )
     # Per start, so that all of them together keep to the deadline. A node that is still booting serves the next start.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.resources.start_timeout_s / (most + 1))
-    with _watching(board, steps, config, report):
+    with _watching(board, steps, config, report), _interruptible():
         try:
             trainer.fit()
         except TrainingFailedError as error:
             raise _named(error, config.resources) from error
-    _, starts, problem = ray.get(board.take.remote(), timeout=ANSWER_TIMEOUT_S)
+    _, starts, problem, _ = ray.get(board.take.remote(), timeout=ANSWER_TIMEOUT_S)
     if problem is not None:
         raise problem
     (where.folder / "ray").delete()
     return _facts(where, steps, len(starts) - 1)
+
+
+def _steps(config: RunConfig, where: Run) -> int:
+    """Optimizer steps. Only epochs need the totals of all blocks, so that training can begin before they are known.
+
+    Raises: RunError when they are needed and packing is not finished; CorpusError or ConfigError for streams that do not suffice.
+    """
+    if config.train.steps is not None and not (where.blocks / MANIFEST).exists():
+        check_weights(config, config.train.steps, {})
+        return config.train.steps
+    packed = {name: facts["train"] for name, facts in where.manifest("pack")["facts"]["streams"].items()}
+    blocks, shares = {name: facts["blocks"] for name, facts in packed.items()}, None
+    if config.pack.packing == "none" and all(blocks.values()):
+        weights = {s.name: s.weight for s in config.streams}
+        shares = block_weights(weights, {name: facts["tokens"] / facts["blocks"] for name, facts in packed.items()})
+    steps = steps_of(config, blocks, shares)
+    check_weights(config, steps, blocks, shares)
+    return steps
 
 
 def _with_absolute_base(config: RunConfig) -> RunConfig:
@@ -115,6 +140,19 @@ def scaling_config(resources: ResourcesConfig) -> ScalingConfig:
 
 
 @contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train answers Ctrl-C by ending its workers and then the program, without a word, and goes on doing so after its work."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def _watching(board: Any, steps: int, config: RunConfig, report: Report) -> Iterator[None]:
     """Turn the board's rows into progress while the main thread waits for the trainer."""
     stop = threading.Event()
@@ -122,9 +160,11 @@ def _watching(board: Any, steps: int, config: RunConfig, report: Report) -> Iter
     def watch() -> None:
         shown: dict[str, float | int | str] = {"workers": f"0/{config.resources.max_workers}", "waiting for": "workers"}
         report(Progress("train", 0, steps, "steps", shown))
+        done, told = 0, ""
         while not stop.wait(POLL_S):
-            rows, starts, _ = ray.get(board.take.remote(), timeout=ANSWER_TIMEOUT_S)
+            rows, starts, _, waits = ray.get(board.take.remote(), timeout=ANSWER_TIMEOUT_S)
             for row in rows:
+                done = row["step"]
                 new = _shown(row, config)
                 shown = shown | new if "validation" in row else new | {k: v for k, v in shown.items() if k not in new}
                 shown.pop("waiting for", None)
@@ -132,7 +172,10 @@ def _watching(board: Any, steps: int, config: RunConfig, report: Report) -> Iter
                     shown["passed over"] = "; ".join(starts[-1][1])
                 if len(starts) > 1:
                     shown["restarts"] = len(starts) - 1
-                report(Progress("train", row["step"], steps, "steps", shown))
+                report(Progress("train", done, steps, "steps", shown))
+            if waits and waits != told:
+                report(Progress("train", done, steps, "steps", shown | {"waiting for": waits}))
+            told = waits
 
     watcher = threading.Thread(target=watch, daemon=True, name="zhlm-train-watch")
     watcher.start()
@@ -147,10 +190,12 @@ def _shown(row: dict[str, Any], config: RunConfig) -> dict[str, float | int | st
     """The facts beside the bar, from one row of metrics."""
     if "validation" in row:
         return {f"{name} bits/byte": score["bits_per_byte"] for name, score in row["validation"].items()}
-    shown: dict[str, float | int | str] = {"loss_nats": row["loss_nats"]}
-    if row["tokens_per_s"] is not None:
-        shown["tokens_per_s"] = row["tokens_per_s"]
-    return shown | {"learning_rate": row["learning_rate"], "workers": f"{row['workers']}/{config.resources.max_workers}"}
+    return {
+        "loss_nats": row["loss_nats"],
+        "tokens_per_s": row["tokens_per_s"],
+        "learning_rate": row["learning_rate"],
+        "workers": f"{row['workers']}/{config.resources.max_workers}",
+    }
 
 
 def _named(error: TrainingFailedError, resources: ResourcesConfig) -> TrainError | DeadlineError:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,20 @@ import ray.train.torch
 import torch
 from torch import distributed
 
-from zhlm.blocks.read import BlockReader
+from zhlm.blocks.read import BlockReader, training_reader
+from zhlm.blocks.store import Ledger, read_plan
 from zhlm.checkpoint.state import Checkpoint, TrainState, newest, prune, save
 from zhlm.config.schema import RunConfig
-from zhlm.errors import CheckpointError, StorageError, TrainError, UserError
+from zhlm.errors import CheckpointError, DeadlineError, StorageError, TrainError, UserError
 from zhlm.model.load import load_model
 from zhlm.model.lora import make_trainable
-from zhlm.objectives.causal import Batch, make_batch, sum_nats
+from zhlm.objectives.causal import make_batch, sum_nats
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
 from zhlm.train.engine import Engine, load_trainable
+from zhlm.train.feed import FailedElsewhere, Feed
 from zhlm.train.isolation import check_isolation
-from zhlm.train.metrics import MetricsLog
+from zhlm.train.metrics import BlockTrace, MetricsLog
 from zhlm.train.schedule import Share, deal, rate_factor, share_of
 from zhlm.train.validate import HeldOut, held_out, validate
 
@@ -51,6 +54,11 @@ class Worker:
     reader: BlockReader
     engine: Engine
     held_out: list[HeldOut]
+    waits: "_Waits"
+
+    def deal(self, step: int) -> list[list[int]]:
+        """This rank's block indices in each pass of a step."""
+        return deal(step, self.rank, self.world_size, self.settings.config.train.global_batch_blocks, self.share)
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -59,8 +67,23 @@ def train_worker(settings: dict[str, Any]) -> None:
     config = RunConfig.model_validate_json(settings.pop("config"))
     try:
         _train(Settings(config, **settings), board)
-    except (UserError, TrainError) as error:
+    except (UserError, TrainError, DeadlineError) as error:
         ray.get(board.fail.remote(error), timeout=60)
+    except FailedElsewhere:
+        return
+
+
+class _Waits:
+    """What a rank waits for. Readers look ahead, so that it is told only when nothing can be done meanwhile."""
+
+    def __init__(self, board: Any) -> None:
+        self._board, self._ahead = board, ""
+
+    def note(self, what: str) -> None:
+        self._ahead = what
+
+    def tell(self, what: str | None = None) -> None:
+        self._board.wait.remote((what or self._ahead).removeprefix("train waits for "))
 
 
 def _train(settings: Settings, board: Any) -> None:
@@ -68,33 +91,36 @@ def _train(settings: Settings, board: Any) -> None:
     checkpoints = Run(Place(settings.folder)).checkpoints
     found, passed_over = newest(checkpoints)
     state = found.state if found else TrainState()
-    worker = _build(settings, found)
+    worker = _build(settings, found, _Waits(board))
     log = MetricsLog(worker.run.metrics, state.step) if worker.rank == 0 else None
-    teller = _Teller(board, log, worker, passed_over, state.step)
+    teller = _Teller(board, log, worker, passed_over, state)
 
     if state.step == 0:
         teller.tell(state, validation=validate(worker.engine.deepspeed, worker.held_out, worker.device))
-    while state.step < settings.steps:
-        started_s = time.monotonic()
-        worker.engine.set_rates(rate_factor(state.step, settings.steps, train))
-        loss_nats, tokens = _step(worker, state.step)
-        state = TrainState(
-            step=state.step + 1,
-            consumed_blocks=state.consumed_blocks + train.global_batch_blocks,
-            tokens=state.tokens + tokens,
-            seconds=state.seconds + time.monotonic() - started_s,
-        )
-        last = state.step == settings.steps
-        if state.step % train.log_every == 0 or last:
-            teller.tell(state, loss_nats=loss_nats, grad_norm=worker.engine.grad_norm(), learning_rate=_rate(settings, state.step - 1))
-        if state.step % train.validate_every == 0 or last:
-            teller.tell(state, validation=validate(worker.engine.deepspeed, worker.held_out, worker.device))
-        if state.step % train.checkpoint_every == 0 or last:
-            _save(worker, state)
-            ray.train.report({"step": state.step, "loss_nats": loss_nats})
+    with Feed(worker.reader, worker.deal, range(state.step, settings.steps), worker.share.micro_blocks, worker.device) as feed:
+        trace = BlockTrace(worker.run.folder / "trace", worker.rank, worker.world_size, state.step, worker.reader)
+        while state.step < settings.steps:
+            started_s = time.monotonic()
+            worker.engine.set_rates(rate_factor(state.step, settings.steps, train))
+            loss_nats, tokens = _step(worker, feed, trace, state.step)
+            state = TrainState(
+                step=state.step + 1,
+                consumed_blocks=state.consumed_blocks + train.global_batch_blocks,
+                tokens=state.tokens + tokens,
+                seconds=state.seconds + time.monotonic() - started_s,
+            )
+            last = state.step == settings.steps
+            if state.step % train.log_every == 0 or last:
+                rate = train.learning_rate * rate_factor(state.step - 1, settings.steps, train)
+                teller.tell_step(state, feed.waited_s, loss_nats=loss_nats, grad_norm=worker.engine.grad_norm(), learning_rate=rate)
+            if state.step % train.validate_every == 0 or last:
+                teller.tell(state, validation=validate(worker.engine.deepspeed, worker.held_out, worker.device))
+            if state.step % train.checkpoint_every == 0 or last:
+                _save(worker, state)
+                ray.train.report({"step": state.step, "loss_nats": loss_nats})
 
 
-def _build(settings: Settings, found: Checkpoint | None) -> Worker:
+def _build(settings: Settings, found: Checkpoint | None, waits: _Waits) -> Worker:
     config, train = settings.config, settings.config.train
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -102,8 +128,8 @@ def _build(settings: Settings, found: Checkpoint | None) -> Worker:
     share = share_of(train.global_batch_blocks, train.micro_batch_blocks, world_size)
     run = Run(Place(settings.folder))
     weights = {s.name: s.weight for s in config.streams}
-    reader = BlockReader(run.blocks, weights, "train", config.seed)
-    validation = BlockReader(run.blocks, weights, "validation", config.seed)
+    validation = BlockReader(run, weights, "validation", config.seed, waits.tell)
+    reader = training_reader(run, config, waits.note)
 
     dtype = torch.bfloat16 if train.precision == "bfloat16" else torch.float32
     # Found on each machine by itself: a folder fetched from an object store is on one disk only.
@@ -117,7 +143,7 @@ def _build(settings: Settings, found: Checkpoint | None) -> Worker:
         load_trainable(model, found)
     engine = Engine(model.to(device).train(), train, share)
     parts = held_out(validation, list(weights), train.validation_blocks, share.micro_blocks, rank, world_size)
-    worker = Worker(settings, run, rank, world_size, device, share, reader, engine, parts)
+    worker = Worker(settings, run, rank, world_size, device, share, reader, engine, parts, waits)
     _mute_step(worker)
     engine.restore(found)
     return worker
@@ -125,28 +151,28 @@ def _build(settings: Settings, found: Checkpoint | None) -> Worker:
 
 def _mute_step(worker: Worker) -> None:
     """One step of the largest shape that learns nothing: too little memory shows now, and it creates the optimizer's moments."""
+    block_tokens, rows = worker.settings.config.pack.block_tokens, worker.share.micro_blocks
+    blocks = Blocks(np.zeros((rows, block_tokens), np.int64), [np.array([block_tokens], np.uint32)] * rows)
     worker.engine.set_rates(0.0)
     for _ in range(worker.share.accumulation):
-        worker.engine.backward(0.0 * sum_nats(worker.engine.deepspeed, _batch(worker, []).to(worker.device)), 1)
+        worker.engine.backward(0.0 * sum_nats(worker.engine.deepspeed, make_batch(blocks).mute_after(0).to(worker.device)), 1)
         worker.engine.end_pass()
 
 
-def _step(worker: Worker, step: int) -> tuple[float, int]:
+def _step(worker: Worker, feed: Feed, trace: BlockTrace, step: int) -> tuple[float, int]:
     """One optimizer step. Returns the mean loss per target of the global batch, in nats, and the batch's tokens.
 
     Raises: TrainError on a non-finite loss, before the optimizer moves.
     """
-    train, seed = worker.settings.config.train, worker.settings.config.seed
-    dealt = deal(step, worker.rank, worker.world_size, train.global_batch_blocks, worker.share)
-    batches = [_batch(worker, indices) for indices in dealt]
-    counts = torch.tensor([sum(b.num_targets for b in batches), sum(b.num_tokens for b in batches)], device=worker.device)
-    distributed.all_reduce(counts)
-    num_targets, num_tokens = (int(c) for c in counts)
+    dealt = worker.deal(step)
+    blocks, batches, num_targets, num_tokens = feed.take(step, worker.waits.tell)
+    if worker.settings.config.train.trace_blocks:
+        trace.append(step + 1, list(chain.from_iterable(dealt)), blocks)
 
     sum_N = torch.zeros(1, dtype=torch.float64, device=worker.device)
     for number, (indices, batch) in enumerate(zip(dealt, batches, strict=True)):
         # Keyed by what is trained on, so that a restart draws the same dropout as the run that it replaces.
-        torch.manual_seed(_key(seed, step, indices[0] if indices else -1 - worker.rank))
+        torch.manual_seed(_key(worker.settings.config.seed, step, indices[0] if indices else -1 - worker.rank))
         nats = sum_nats(worker.engine.deepspeed, batch.to(worker.device))
         worker.engine.backward(nats, num_targets)
         sum_N += nats.detach().double()
@@ -169,20 +195,8 @@ def _check_finite(worker: Worker, step: int, what: str, value: float) -> None:
         )
 
 
-def _batch(worker: Worker, indices: list[int]) -> Batch:
-    """The blocks at these places of the order, filled up with mute ones to the pass's shape."""
-    missing = worker.share.micro_blocks - len(indices)
-    blocks = worker.reader.read([*indices, *([0] * missing)])
-    batch = make_batch(Blocks(np.asarray(blocks.ids_BT), blocks.ends))
-    return batch.mute_after(len(indices))
-
-
 def _key(*parts: int) -> int:
     return int(np.random.SeedSequence([p % (1 << 32) for p in parts]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _rate(settings: Settings, step: int) -> float:
-    return settings.config.train.learning_rate * rate_factor(step, settings.steps, settings.config.train)
 
 
 def _save(worker: Worker, state: TrainState) -> None:
@@ -203,22 +217,32 @@ def _save(worker: Worker, state: TrainState) -> None:
 class _Teller:
     """Writes metrics and tells the driver; only rank 0 has a log, the others stay silent."""
 
-    def __init__(self, board: Any, log: MetricsLog | None, worker: Worker, passed_over: list[str], resumed_step: int) -> None:
-        self._board, self._log, self._workers = board, log, worker.world_size
-        self._seen = TrainState(step=resumed_step)
+    def __init__(self, board: Any, log: MetricsLog | None, worker: Worker, passed_over: list[str], resumed: TrainState) -> None:
+        self._board, self._log, self._worker = board, log, worker
+        self._seen, self._waited_s = resumed, 0.0
         if log is not None:
-            board.start.remote(resumed_step, passed_over)
+            board.start.remote(resumed.step, passed_over)
 
     def tell(self, state: TrainState, **facts: Any) -> None:
+        if self._log is not None:
+            self._log.append({"step": state.step, **facts})
+            self._log.flush()
+            self._board.put.remote({"step": state.step, **facts})
+
+    def tell_step(self, state: TrainState, waited_s: float, **facts: Any) -> None:
+        """`waited_s`: for blocks, since the loop began. Rates and shares are of the steps since the last row."""
         if self._log is None:
             return
-        row: dict[str, Any] = {"step": state.step, **facts}
-        if "loss_nats" in facts:
-            seconds, tokens = state.seconds - self._seen.seconds, state.tokens - self._seen.tokens
-            known = self._seen.tokens > 0 or self._seen.step == 0
-            row |= {"tokens": state.tokens, "seconds": round(state.seconds, 3), "workers": self._workers}
-            row["tokens_per_s"] = round(tokens / seconds, 1) if known and seconds > 0 else None
-            self._seen = replace(state)
-        self._log.append(row)
-        self._log.flush()
-        self._board.put.remote(row)
+        seconds, tokens = state.seconds - self._seen.seconds, state.tokens - self._seen.tokens
+        facts |= {"tokens": state.tokens, "seconds": round(state.seconds, 3), "workers": self._worker.world_size}
+        facts |= {"tokens_per_s": round(tokens / seconds, 1), "data_wait_share": round((waited_s - self._waited_s) / seconds, 5)}
+        packed = packed_share(self._worker.run)
+        self._seen, self._waited_s = state, waited_s
+        self.tell(state, **facts, **({"packed_share": round(packed, 4)} if packed < 1 else {}))
+
+
+def packed_share(run: Run) -> float:
+    """How much of the plan the packer has done by now, counted in parts."""
+    plan = read_plan(run.blocks)
+    planned = sum(map(len, plan.streams.values())) if plan else 0
+    return len(Ledger(run.blocks).read()) / planned if planned else 1.0

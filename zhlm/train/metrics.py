@@ -1,9 +1,15 @@
-"""metrics.jsonl: one row per logged step, for the report and for whoever plots it. Written by one worker."""
+"""What training writes as it goes: metrics.jsonl, a row per logged step by one worker; and on request trace/, each worker's own blocks."""
 
 import json
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from zhlm.storage import Place
+import numpy as np
+
+from zhlm.blocks.read import BlockReader
+from zhlm.records import Blocks
+from zhlm.storage import Place, storage_errors
 
 
 class MetricsLog:
@@ -20,3 +26,35 @@ class MetricsLog:
     def flush(self) -> None:
         """Make the rows visible to readers; the file is small, and an object store cannot append."""
         self._place.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+
+
+class BlockTrace:
+    """Which blocks one rank trained on: a line per step,
+    `{"step": 7, "attempt": 4, "workers": 2, "blocks": [[37, "zh", "ab12...", 5, 912873123], ...]}`.
+
+    `attempt` is the step that the workers started from. Where a step was done again, rank 0's last line tells which attempt of how many
+    workers counts. A block is its place in the order, its stream, the start of its part's key, its row there, and the crc32 of its ids as
+    they were read (32-bit integers, without padding).
+    """
+
+    def __init__(self, folder: Place, rank: int, workers: int, attempt: int, reader: BlockReader) -> None:
+        self._place, self._reader = folder / f"rank_{rank}.jsonl", reader
+        self._attempt = {"attempt": attempt, "workers": workers}
+
+    def append(self, step: int, indices: Sequence[int], blocks: Blocks | None) -> None:
+        """Write a step, on the disk before it is trained on."""
+        rows = list(self._rows(indices, blocks)) if blocks is not None else []
+        line = json.dumps({"step": step, **self._attempt, "blocks": rows}) + "\n"
+        if self._place.remote:  # object stores cannot append
+            self._place.write_text((self._place.read_text() if self._place.exists() else "") + line)
+            return
+        with storage_errors("writing", self._place):
+            self._place.path.parent.mkdir(exist_ok=True)
+            with open(self._place.path, "a", encoding="utf-8") as file:
+                file.write(line)
+
+    def _rows(self, indices: Sequence[int], blocks: Blocks) -> Iterator[list[Any]]:
+        streams = list(self._reader.weights)
+        for index, at, ids, ends in zip(indices, self._reader.addresses(indices), blocks.ids_BT, blocks.ends, strict=True):
+            checksum = zlib.crc32(ids[: int(ends[-1])].astype(np.dtype("<u4")).tobytes())
+            yield [index, streams[at.stream], self._reader.part(at.stream, at.shard).key[:12], at.row, checksum]

@@ -7,8 +7,9 @@ import torch
 from torch import distributed
 
 from zhlm.blocks.read import BlockReader
-from zhlm.objectives.causal import Batch, make_batch, sum_nats
+from zhlm.objectives.causal import Batch, sum_nats
 from zhlm.records import Blocks
+from zhlm.train.feed import filled_up
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class HeldOut:
     stream: str
     batches: list[Batch]
     targets_per_byte: float
-    """Of the whole held-out split: turns nats per target into bits per byte of text."""
+    """Of the shards that these blocks are from: turns nats per target into bits per byte of text."""
 
 
 def held_out(reader: BlockReader, streams: list[str], num_blocks: int, micro_blocks: int, rank: int, world_size: int) -> list[HeldOut]:
@@ -30,18 +31,14 @@ def held_out(reader: BlockReader, streams: list[str], num_blocks: int, micro_blo
         count = len(blocks.ends)
         passes = math.ceil(math.ceil(count / world_size) / micro_blocks)
         own = list(range(rank, count, world_size))
-        batches = [_batch(blocks, own[i * micro_blocks : (i + 1) * micro_blocks]) for i in range(passes)]
-        shards = reader.shards(number)
+        dealt = [own[i * micro_blocks : (i + 1) * micro_blocks] for i in range(passes)]
+        batches = [filled_up(Blocks(blocks.ids_BT[rows], [blocks.ends[r] for r in rows]), micro_blocks) for rows in dealt]
+        # Only those that these blocks are from: training does not wait for the others to be packed.
+        shards = reader.first_shards(number, num_blocks)
         # Every token but a document's first is predicted; the first is bos where the config asks for it, and then nothing is missed.
         targets = sum(s.tokens - s.documents for s in shards)
         parts.append(HeldOut(stream, batches, targets / max(1, sum(s.utf8_bytes for s in shards))))
     return parts
-
-
-def _batch(blocks: Blocks, rows: list[int]) -> Batch:
-    chosen = rows or [0]
-    batch = make_batch(Blocks(blocks.ids_BT[chosen], [blocks.ends[r] for r in chosen]))
-    return batch.mute_after(len(rows))
 
 
 def validate(model: torch.nn.Module, parts: list[HeldOut], device: torch.device) -> dict[str, dict[str, float]]:

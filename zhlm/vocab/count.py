@@ -17,6 +17,9 @@ LEARN_CHARS = 20_000_000
 SAMPLE_CHARS = 500_000
 """Text of each stream that tokens per character and the proof are measured on at most."""
 
+UNKNOWN_BYTES = 1 << 30
+"""Stands for the size of a dataset of the hub, which nobody knows before it was read."""
+
 
 @dataclass(frozen=True)
 class CountTask:
@@ -42,16 +45,20 @@ class FileCount:
 
 def plan_counts(streams: Sequence[StreamConfig], files: Mapping[str, Sequence[SourceFile]]) -> list[CountTask]:
     """A task per file: of a corpus beyond the limits, every file gives its share by size."""
-    new_bytes = sum(f.size_bytes for s in streams if s.role == "new" for f in files[s.name])
+    new_bytes = sum(_size(f) for s in streams if s.role == "new" for f in files[s.name])
     tasks = []
     for stream in streams:
         learn_limit = LEARN_CHARS if stream.role == "new" else 0
-        stream_bytes = sum(f.size_bytes for f in files[stream.name])
+        stream_bytes = sum(_size(f) for f in files[stream.name])
         for file in files[stream.name]:
             # A character takes a byte at least (except in a compressed file), so below the limit in bytes nothing is left out.
-            learn_chars, sample_chars = -(-learn_limit * file.size_bytes // new_bytes), -(-SAMPLE_CHARS * file.size_bytes // stream_bytes)
+            learn_chars, sample_chars = -(-learn_limit * _size(file) // new_bytes), -(-SAMPLE_CHARS * _size(file) // stream_bytes)
             tasks.append(CountTask(stream.name, file, stream.field, learn_chars, sample_chars))
     return tasks
+
+
+def _size(file: SourceFile) -> int:
+    return file.size_bytes or UNKNOWN_BYTES
 
 
 def count_file(task: CountTask, tokenizer_json: str) -> FileCount:

@@ -10,8 +10,8 @@ import ray
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from zhlm.config.schema import RunConfig, StreamConfig, VocabConfig
-from zhlm.corpus.files import SourceFile, find_files
+from zhlm.config.schema import RunConfig, VocabConfig
+from zhlm.corpus.streams import files_of
 from zhlm.errors import CorpusError, DeadlineError, StorageError
 from zhlm.model.load import check_base, load_model, local_folder
 from zhlm.model.resize import add_rows
@@ -70,7 +70,7 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
 
 def _count(config: RunConfig, run: Run, tokenizer: str, report: Report) -> dict[str, list[FileCount]]:
     """Counts and samples of every file by stream, one Ray task per file, a few at a time."""
-    tasks = plan_counts(config.streams, {stream.name: _files(run, stream) for stream in config.streams})
+    tasks = plan_counts(config.streams, {stream.name: files_of(stream, run.resolve) for stream in config.streams})
     shared = ray.put(tokenizer)
     remote = ray.remote(num_cpus=1)(count_file)
     waiting = list(enumerate(tasks))
@@ -91,12 +91,6 @@ def _count(config: RunConfig, run: Run, tokenizer: str, report: Report) -> dict[
     for order, task in enumerate(tasks):
         by_stream[task.stream].append(done[order])
     return by_stream
-
-
-def _files(run: Run, stream: StreamConfig) -> list[SourceFile]:
-    """A stream's files without the held-out ones, which a folder or glob may hold too."""
-    held_out = {file.path for file in find_files([run.resolve(p) for p in stream.held_out])} if stream.held_out else set()
-    return [file for file in find_files([run.resolve(p) for p in stream.paths]) if file.path not in held_out]
 
 
 def _merged(counts: dict[str, list[FileCount]], names: Sequence[str]) -> Counter[str]:

@@ -3,20 +3,32 @@
 import itertools
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zhlm.blocks.order import WINDOW_SHARDS, Address, Order, StreamBlocks
+from zhlm.blocks.order import WINDOW_SHARDS, Address, NotPacked, Order, StreamBlocks, packing_order
 
 ZH_EN = [StreamBlocks("zh", 0.75, (3, 0, 2, 4)), StreamBlocks("en", 0.25, (2, 1))]
 GOLDEN = [
-    (0, 0, 0, 0), (0, 0, 3, 3), (1, 0, 0, 0), (0, 0, 3, 2), (0, 0, 3, 1), (0, 0, 2, 1), (1, 0, 0, 1), (0, 0, 3, 0),
-    (0, 0, 0, 1), (0, 0, 2, 0), (1, 0, 1, 0), (0, 0, 0, 2), (0, 1, 0, 1), (0, 1, 2, 1), (1, 1, 1, 0), (0, 1, 3, 0),
+    (0, 0, 0, 0), (0, 0, 0, 2), (1, 0, 0, 0), (0, 0, 0, 1), (0, 0, 2, 0), (0, 0, 2, 1), (1, 0, 0, 1), (0, 0, 3, 0),
+    (0, 0, 3, 2), (0, 0, 3, 3), (1, 0, 1, 0), (0, 0, 3, 1), (0, 1, 0, 1), (0, 1, 0, 0), (1, 1, 1, 0), (0, 1, 0, 2),
 ]  # fmt: skip
 """ZH_EN with seed 7. A resumed run reads these places: the numbers may change only together with a new format of checkpoints."""
+
+
+WINDOWS = (1, 2, 4, WINDOW_SHARDS)
+"""Shards of a pass's first windows; all later ones are as large as the last."""
+
+
+def window_starts(num_shards: int) -> list[int]:
+    """Per place in a pass's permutation of shards, where its window begins."""
+    sizes = [*WINDOWS, *[WINDOW_SHARDS] * num_shards]
+    starts = itertools.accumulate(sizes, initial=0)
+    return [start for start, size in zip(starts, sizes, strict=False) for _ in range(size)][:num_shards]
 
 
 def addresses(order: Order, indices: range) -> list[tuple[int, int, int, int]]:
@@ -34,8 +46,8 @@ def make_order(parts: list[tuple[float, list[int]]], seed: int = 1) -> Order:
 def test_the_order_never_changes() -> None:
     assert addresses(Order(ZH_EN, 7), range(16)) == GOLDEN
     wide = Order([StreamBlocks("a", 1.0, (3,) * 20)], 7)
-    assert [(a.shard, a.row) for a in (wide[i] for i in range(8))] == [
-        (13, 1), (1, 0), (7, 2), (6, 0), (7, 1), (0, 2), (13, 2), (6, 2),
+    assert [(a.shard, a.row) for a in (wide[i] for i in range(12))] == [
+        (1, 0), (1, 1), (1, 2), (17, 0), (17, 2), (7, 2), (17, 1), (7, 0), (7, 1), (13, 1), (4, 0), (4, 1),
     ]  # fmt: skip
 
 
@@ -106,15 +118,20 @@ def test_the_worked_example_of_the_interleaving() -> None:
 
 
 def test_rows_are_mixed_within_a_window_of_shards_only() -> None:
-    order = Order([StreamBlocks("a", 1.0, (50,) * 40)], 3)
-    window_blocks = WINDOW_SHARDS * 50
-    shards_of_windows = []
-    for first in range(0, 2000, window_blocks):
-        shards = [order[i].shard for i in range(first, first + window_blocks)]
-        shards_of_windows.append(set(shards))
-        assert len(set(shards)) == WINDOW_SHARDS
-        assert sum(a != b for a, b in itertools.pairwise(shards)) > window_blocks / 2, "rows are shuffled across the shards"
-    assert set().union(*shards_of_windows) == set(range(40)) and sum(map(len, shards_of_windows)) == 40
+    """A window gives all rows of its shards before the next begins, in every pass; 40 shards are windows of 1, 2, 4, 8, 8, 8, 8 and 1."""
+    order, rows = Order([StreamBlocks("a", 1.0, (50,) * 40)], 3), 50
+    for epoch in range(2):
+        shards_seen: list[int] = []
+        for num_shards in (*WINDOWS, WINDOW_SHARDS, WINDOW_SHARDS, WINDOW_SHARDS, 1):
+            first = (40 * epoch + len(shards_seen)) * rows
+            places = [(a.shard, a.row) for a in (order[i] for i in range(first, first + num_shards * rows))]
+            shards = [shard for shard, _ in places]
+            assert set(places) == set(itertools.product(set(shards), range(rows))) and len(set(shards)) == num_shards
+            changes = sum(a != b for a, b in itertools.pairwise(shards))
+            assert changes >= 0.7 * len(places) * (1 - 1 / num_shards), "rows are shuffled across the shards"
+            assert sum(a < b for (_, a), (_, b) in itertools.pairwise(places)) < 0.7 * len(places), "and inside them"
+            shards_seen += set(shards)
+        assert sorted(shards_seen) == list(range(40))
 
 
 def test_seeds_passes_and_streams_have_orders_of_their_own() -> None:
@@ -150,3 +167,98 @@ def test_a_stream_without_blocks_is_refused_by_name() -> None:
 def test_one_block_repeats() -> None:
     order = Order([StreamBlocks("a", 1.0, (0, 1, 0))], 1)
     assert [order[i] for i in (0, 5)] == [Address(0, 0, 1, 0), Address(0, 5, 1, 0)]
+
+
+@given(parts=streams_of_any_kind, data=st.data())
+def test_what_is_known_changes_no_answer(parts: list[tuple[float, list[int]]], data: st.DataObject) -> None:
+    """Shards get known one by one, in any order; each index is either answered as it will always be, or says what it waits for."""
+    whole = make_order(parts)
+    hidden = data.draw(st.permutations([(n, shard) for n, (_, sizes) in enumerate(parts) for shard in range(len(sizes))]))
+    known: set[tuple[int, int]] = set()
+    answered: set[int] = set()
+    for place in [None, *hidden]:
+        known |= {place} if place else set()
+        streams = [
+            StreamBlocks(str(n), weight, tuple(size if (n, s) in known else None for s, size in enumerate(sizes)))
+            for n, (weight, sizes) in enumerate(parts)
+        ]
+        if any(not any(b is None or b for b in s.shard_blocks) for s in streams):
+            continue
+        order = Order(streams, 1)
+        for i in (0, 1, 2, 5, 17, 40, 10**9):
+            try:
+                assert order[i] == whole[i]
+                answered.add(i)
+            except NotPacked as missing:
+                assert i not in answered, "what was known stays known"
+                assert missing.shards and not any((int(missing.stream), s) in known for s in missing.shards)
+    assert len(answered) == 7
+
+
+def test_the_first_pass_needs_no_more_than_its_windows() -> None:
+    """One shard is enough to begin; a shard of a later window, known early, does not help."""
+    shards = Order([StreamBlocks("zh", 1.0, (5,) * 20)], 3).first_shards(0)
+    for start, stop in itertools.pairwise([0, 1, 3, 7, 15, 20]):
+        known = {*shards[:start], *shards[start + 1 : start + 2]}
+        order = Order([StreamBlocks("zh", 1.0, tuple(5 if s in known else None for s in range(20)))], 3)
+        assert {order[i].shard for i in range(5 * start)} == set(shards[:start])
+        inside = min(1, stop - start - 1)
+        with pytest.raises(NotPacked, match=f"stream zh has {inside} of the {stop - start} shards of its next window") as caught:
+            order[5 * start]
+        assert set(caught.value.shards) == set(shards[start:stop]) - known
+
+
+@given(parts=streams_of_any_kind, seed=st.integers(0, 2**63))
+def test_packing_in_the_order_of_need_never_goes_back(parts: list[tuple[float, list[int]]], seed: int) -> None:
+    """Each shard once; a stream's in the order of its first pass, and no window before one that is needed earlier."""
+    weights = [w for w, _ in parts]
+    packed = packing_order([sizes for _, sizes in parts], weights, seed)
+    assert sorted(packed) == [(n, s) for n, (_, sizes) in enumerate(parts) for s in range(len(sizes))]
+    order = make_order(parts, seed)
+    needed = []
+    for n, (weight, sizes) in enumerate(parts):
+        own = [s for stream, s in packed if stream == n]
+        assert own == order.first_shards(n)
+        starts = window_starts(len(own))
+        needed += [(sum(sizes[s] for s in own[:start]) / weight, (n, s)) for start, s in zip(starts, own, strict=True)]
+    when = {place: at for at, place in needed}
+    assert [when[place] for place in packed] == sorted(when.values())
+
+
+def test_the_packing_order_lets_streams_keep_pace() -> None:
+    """en, of a quarter of the weight, needs its window behind k shards when zh needs the one behind 3 k; both begin with one shard.
+
+    zh has windows behind 0, 1, 3, 7, 15, 23, 31, 39, 47 shards, en behind 0, 1, 3, 7, 15, which zh reaches at 0, 3, 9, 21, 45.
+    """
+    packed = [stream for stream, _ in packing_order([[10.0] * 48, [10.0] * 16], [3.0, 1.0], 1)]
+    assert packed[:2] == [0, 1]
+    runs = [(stream, len(list(same))) for stream, same in itertools.groupby(packed[10:])]
+    assert packed[2:10].count(1) == 2, "behind 3 and 1 shards at the same time: those windows are interleaved"
+    assert runs == [(0, 8), (1, 4), (0, 8), (1, 8), (0, 24), (1, 1), (0, 1)]
+
+
+@given(weights=st.lists(st.floats(0.001, 1), min_size=1, max_size=8), start=st.integers(0, 10**9))
+def test_weights_are_reached_within_one_percent_over_any_thousand_blocks(weights: list[float], start: int) -> None:
+    order = make_order([(w, [10]) for w in weights])
+    reached = order.shares_in(start, 1000)
+    for n, weight in enumerate(weights):
+        assert abs(reached[str(n)] - weight / sum(weights)) <= 0.01
+    drawn = [order.draw(i)[0] for i in range(start, start + 1000)]
+    assert reached == {str(n): drawn.count(n) / 1000 for n in range(len(weights))}
+
+
+def test_a_far_index_takes_milliseconds() -> None:
+    sizes = tuple(700 + n % 50 for n in range(2000))
+    streams = [StreamBlocks("zh", 0.75, sizes), StreamBlocks("en", 0.25, sizes[:500])]
+    took_s = []
+    for attempt in range(3):  # the best of three: other processes share the machine
+        started_s = time.monotonic()
+        Order(streams, 1)[10**9 + attempt]
+        took_s.append(time.monotonic() - started_s)
+    assert min(took_s) < 0.05
+    order = Order(streams, 1)
+    _ = order[10**9]
+    started_s = time.monotonic()
+    for i in range(10**9, 10**9 + 5000):
+        _ = order[i]
+    assert time.monotonic() - started_s < 1.0

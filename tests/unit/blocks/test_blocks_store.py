@@ -1,119 +1,148 @@
-"""Blocks come out of the store as they went in, in the order's order."""
+"""Blocks come out of the store as they went in; what is not whole does not count."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from blocks_store import Packer, T, pack_part, some_blocks
 
-from zhlm.blocks.read import BlockReader
-from zhlm.blocks.store import Shard, commit, open_shard, read_ledger, write_shard
+from zhlm.blocks.store import (
+    Ledger,
+    Part,
+    Plan,
+    Planned,
+    ShardWriter,
+    beat,
+    delete_part,
+    find_part,
+    open_shard,
+    read_heartbeat,
+    read_plan,
+    writing,
+)
+from zhlm.blocks.store import write_plan as save_plan
 from zhlm.errors import RunError, StorageError
 from zhlm.records import Blocks
 from zhlm.storage import Place
 
-T = 8
 
-
-def some_blocks(count: int, seed: int, vocabulary: int) -> Blocks:
-    random = np.random.default_rng(seed)
-    ends = [np.array([3, int(random.integers(4, T + 1))], np.uint32) for _ in range(count)]
-    return Blocks(random.integers(0, vocabulary, (count, T)), ends)
-
-
-def put(split: Place, counts: list[int], vocabulary: int = 300) -> list[Blocks]:
-    parts = [some_blocks(n, seed=i, vocabulary=vocabulary) for i, n in enumerate(counts)]
-    sizes = {"documents": 2, "tokens": 16, "utf8_bytes": 40, "characters": 20}
-    shards = [write_shard(split, i, b, vocabulary=vocabulary, source=f"f{i}", **sizes) for i, b in enumerate(parts)]
-    commit(split, shards[::-1])
-    return parts
+@pytest.fixture
+def store(tmp_path: Path) -> Place:
+    return Place(tmp_path / "_blocks")
 
 
 @pytest.mark.parametrize(("vocabulary", "kind"), [(1 << 16, pa.uint16()), ((1 << 16) + 1, pa.uint32())])
-def test_a_shard_reads_back_as_written(tmp_path: Path, vocabulary: int, kind: pa.DataType) -> None:
-    split = Place(tmp_path / "zh" / "train")
-    parts = put(split, [3], vocabulary)
-    (shard,) = read_ledger(split)
-    table = open_shard(split, shard)
-    assert table.schema.field("input_ids").type == pa.list_(kind, T)
-    assert np.array_equal(np.stack(table["input_ids"].to_numpy()), parts[0].ids_BT)
-    assert [e.tolist() for e in parts[0].ends] == table["document_ends"].to_pylist()
+def test_a_shard_reads_back_as_written(store: Place, vocabulary: int, kind: pa.DataType) -> None:
+    batches = [some_blocks(3, 1, vocabulary), some_blocks(0, 2), some_blocks(2, 3, vocabulary)]
+    table = open_shard(store, pack_part(store, "aa1", {"train": batches}, vocabulary=vocabulary).shards["train"])
+    assert table.schema.field("input_ids").type == pa.list_(kind, T) and table.num_rows == 5
+    assert np.array_equal(np.stack(table["input_ids"].to_numpy()), np.concatenate([b.ids_BT for b in batches]))
+    assert table["document_ends"].to_pylist() == [e.tolist() for b in batches for e in b.ends]
 
 
-def test_the_largest_id_survives(tmp_path: Path) -> None:
+def test_the_largest_id_survives(store: Place) -> None:
     for vocabulary in (1 << 16, 1 << 17):
-        split = Place(tmp_path / str(vocabulary))
-        ids = np.full((1, T), vocabulary - 1)
-        full = Blocks(ids, [np.array([T], np.uint32)])
-        commit(split, [write_shard(split, 0, full, vocabulary=vocabulary, documents=1, tokens=T, utf8_bytes=1, characters=1, source="x")])
-        assert BlockReader(Place(tmp_path), {str(vocabulary): 1.0}, ".", 1).first(0, 1).ids_BT.tolist() == ids.tolist()
+        full = Blocks(np.full((1, T), vocabulary - 1), [np.array([T], np.uint32)])
+        shard = pack_part(store, f"bb{vocabulary}", {"train": [full]}, vocabulary=vocabulary).shards["train"]
+        assert open_shard(store, shard)["input_ids"].to_pylist() == full.ids_BT.tolist()
 
 
-def test_the_ledger_is_in_index_order_and_absent_at_first(tmp_path: Path) -> None:
-    split = Place(tmp_path / "zh" / "train")
-    assert read_ledger(split) == []
-    put(split, [2, 0, 1])
-    ledger = read_ledger(split)
-    assert [(s.index, s.blocks, s.source) for s in ledger] == [(0, 2, "f0"), (1, 0, "f1"), (2, 1, "f2")]
-    assert all(isinstance(s, Shard) and len(s.sha256) == 64 for s in ledger)
+def test_a_part_counts_when_it_is_committed(store: Place) -> None:
+    with writing(store, "cc1", ["train"], T, 300) as writers:
+        writers["train"].write(some_blocks(2, 1))
+        shard = writers["train"].close(documents=1, tokens=1, utf8_bytes=1, characters=1)
+    assert find_part(store, "cc1") is None and open_shard(store, shard).num_rows == 2
+    part = pack_part(store, "cc1", {"train": [some_blocks(2, 1)], "validation": []})
+    assert find_part(store, "cc1") == (part, {}) and part.shards["train"].sha256 == shard.sha256
+    delete_part(store, "cc1")
+    assert find_part(store, "cc1") is None and (store / "cc").names() == []
 
 
-def test_an_uncommitted_shard_does_not_count(tmp_path: Path) -> None:
-    split = Place(tmp_path / "zh" / "train")
-    put(split, [2])
-    write_shard(split, 1, some_blocks(5, 1, 300), vocabulary=300, documents=1, tokens=1, utf8_bytes=1, characters=1, source="late")
-    assert [s.index for s in read_ledger(split)] == [0]
+def test_a_packer_that_fails_leaves_nothing(store: Place) -> None:
+    with pytest.raises(ValueError, match="inside"), writing(store, "dd1", ["train", "validation"], T, 300) as writers:
+        writers["train"].write(some_blocks(2, 1))
+        raise ValueError("inside")
+    assert (store / "dd").names() == []
 
 
-def test_the_same_blocks_are_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        put(Place(tmp_path / name), [3, 2])
-    assert [s.sha256 for s in read_ledger(Place(tmp_path / "a"))] == [s.sha256 for s in read_ledger(Place(tmp_path / "b"))]
+def test_two_packers_of_one_part_do_no_harm(store: Place) -> None:
+    """In one process they would share the temporary name, which ends in the process id: one is done before the other begins to write."""
+    other = ShardWriter(store, "ee1", "train", T, 300)
+    other.write(some_blocks(2, 1))
+    other.close(documents=2, tokens=1, utf8_bytes=1, characters=1)
+    part = pack_part(store, "ee1", {"train": [some_blocks(2, 1)]})
+    other.discard()
+    assert open_shard(store, part.shards["train"]).num_rows == 2
 
 
-def test_a_shard_that_is_not_what_the_ledger_says_is_named(tmp_path: Path) -> None:
-    split = Place(tmp_path / "zh" / "train")
-    put(split, [3, 2])
-    (tmp_path / "zh/train/shard-00000.arrow").write_bytes((tmp_path / "zh/train/shard-00001.arrow").read_bytes())
-    with pytest.raises(StorageError, match=r"shard-00000.arrow holds 2 blocks, the ledger says 3; delete .* and pack again"):
-        open_shard(split, read_ledger(split)[0])
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "other"])
-def test_a_damaged_shard_is_one_line(tmp_path: Path, damage: str) -> None:
-    split = Place(tmp_path / "zh" / "train")
-    put(split, [3])
-    path = tmp_path / "zh/train/shard-00000.arrow"
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "other", "one byte", "another shard"])
+def test_a_damaged_shard_is_one_line(store: Place, damage: str) -> None:
+    shard = pack_part(store, "ff1", {"train": [some_blocks(3, 1)]}).shards["train"]
+    other = pack_part(store, "ff2", {"train": [some_blocks(2, 1)]}).shards["train"]
+    path = (store / shard.file).path
     data = path.read_bytes()
-    path.unlink() if damage == "gone" else path.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "other": b"x" * 999}[damage])
+    contents = {
+        "cut": data[: len(data) // 2], "empty": b"", "other": b"x" * 999, "another shard": (store / other.file).path.read_bytes(),
+        "one byte": data[:300] + bytes([data[300] ^ 1]) + data[301:],
+    }  # fmt: skip
+    path.unlink() if damage == "gone" else path.write_bytes(contents[damage])
     with pytest.raises(StorageError) as caught:
-        open_shard(split, read_ledger(split)[0])
-    assert "\n" not in str(caught.value) and "shard-00000.arrow" in str(caught.value)
+        open_shard(store, shard)
+    assert "\n" not in str(caught.value) and "ff1.train.arrow" in str(caught.value)
 
 
-def test_the_reader_follows_the_order(tmp_path: Path) -> None:
-    parts = {name: put(Place(tmp_path / name / "train"), counts) for name, counts in (("zh", [4, 0, 3]), ("en", [2, 2]))}
-    reader = BlockReader(Place(tmp_path), {"zh": 3.0, "en": 1.0}, "train", seed=5)
-    indices = [0, 11, 3, 3, 7]
-    blocks = reader.read(indices)
-    assert blocks.ids_BT.shape == (5, T) and len(blocks.ends) == 5
-    for b, index in enumerate(indices):
-        a = reader.order[index]
-        source = parts[("zh", "en")[a.stream]][a.shard]
-        assert blocks.ids_BT[b].tolist() == source.ids_BT[a.row].tolist()
-        assert blocks.ends[b].tolist() == source.ends[a.row].tolist()
+def test_the_plan_reads_back(tmp_path: Path) -> None:
+    blocks = Place(tmp_path / "blocks")
+    assert read_plan(blocks) is None
+    parts = tuple(Planned(f"k{n}", f"语料{n}.txt", splits) for n, splits in enumerate([("train",), ("train", "validation"), ()]))
+    plan = Plan({"tokenizer": "t"}, {"zh": parts})
+    save_plan(blocks, plan)
+    assert read_plan(blocks) == plan
+    assert (plan.of_split("zh", "train"), plan.of_split("zh", "validation")) == ([0, 1], [1])
 
 
-def test_first_gives_the_blocks_of_one_stream_in_ledger_order(tmp_path: Path) -> None:
-    parts = put(Place(tmp_path / "zh" / "validation"), [2, 0, 3])
-    reader = BlockReader(Place(tmp_path), {"zh": 1.0}, "validation", seed=5)
-    every = np.concatenate([p.ids_BT for p in parts])
-    assert reader.first(0, 4).ids_BT.tolist() == every[:4].tolist()
-    assert reader.first(0, 99).ids_BT.tolist() == every.tolist()
+def test_the_ledger_follows_its_packer(tmp_path: Path) -> None:
+    packer = Packer(tmp_path / "run", {"zh": [2, 0], "en": [3]}).plan()
+    reader = Ledger(packer.run.blocks)
+    assert reader.read() == {} and reader.sound() == ({}, [])
+    packer.pack(("en", 0))
+    assert list(reader.read()) == [("en", 0)]
+    packer.pack(("zh", 1))
+    assert [p.source for p in reader.read().values()] == ["语料/en-0.txt", "语料/zh-1.txt"]
+    assert reader.sound() == (reader.read(), [])
 
 
-def test_a_stream_without_a_block_is_named(tmp_path: Path) -> None:
-    put(Place(tmp_path / "zh" / "train"), [2])
-    put(Place(tmp_path / "en" / "train"), [0])
-    with pytest.raises(RunError, match=r"en/train holds no block; run the pack stage"):
-        BlockReader(Place(tmp_path), {"zh": 1.0, "en": 1.0}, "train", seed=1)
+def test_a_torn_last_line_does_not_count_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    packer = Packer(tmp_path / "run", {"zh": [2, 1, 1]}).plan().pack()
+    ledger, path = packer.ledger, (packer.run.blocks / "ledger.jsonl").path
+    whole = path.read_text()
+    for cut in range(1, len(whole.splitlines()[-1].encode()) + 1):  # also inside a character
+        path.write_bytes(whole.encode()[:-cut])
+        assert list(ledger.read()) == [("zh", 0), ("zh", 1)]
+    assert ledger.sound()[1] == ["the last line is torn"]
+    first, second, third = whole.splitlines()
+    for broken in (second[:40], '{"stream": "zh"}', json.dumps(json.loads(second) | {"more": 1}), "[]", '"a"'):
+        path.write_text("\n".join([first, broken, third, ""]))
+        with pytest.raises(RunError, match=r"ledger.jsonl line 2 is broken .*; run `zhlm blocks RUN --repair`") as caught:
+            ledger.read()
+        assert "\n" not in str(caught.value)
+        parts, problems = ledger.sound()
+        assert list(parts) == [("zh", 0), ("zh", 2)] and problems == ["line 2 is broken"]
+    ledger.start(parts)
+    assert ledger.read() == parts
+    assert isinstance(parts["zh", 0], Part)
+
+
+def test_each_beat_differs(tmp_path: Path) -> None:
+    blocks = Place(tmp_path / "blocks")
+    assert read_heartbeat(blocks) is None
+    seen = set()
+    for _ in range(20):
+        beat(blocks, "packing")
+        seen.add(read_heartbeat(blocks))
+    assert len(seen) == 20
+    beat(blocks, "failed", "磁盘满了")
+    sign = read_heartbeat(blocks)
+    assert sign is not None and (sign.state, sign.message) == ("failed", "磁盘满了")

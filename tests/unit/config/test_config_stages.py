@@ -8,7 +8,8 @@ import pytest
 
 from conftest import run_data
 from zhlm.config.schema import RunConfig
-from zhlm.config.stages import STAGES, Stage, differences, reads, wanted_stages
+from zhlm.config.stages import STAGES, Stage, differences, packing_cpus, reads, trains_while_packing, wanted_stages
+from zhlm.errors import ClusterError, ConfigError
 
 
 def config(**changes: Any) -> RunConfig:
@@ -48,6 +49,11 @@ def config(**changes: Any) -> RunConfig:
         ({"train__validation_blocks": 99}, ""),
         ({"train__checkpoint_every": 99}, ""),
         ({"train__keep_checkpoints": 99}, ""),
+        ({"train__start": "after_packing"}, ""),
+        ({"train__trace_blocks": True}, ""),
+        ({"pack__shard_bytes": 99}, "pack"),
+        ({"pack__near_duplicates": 0.8}, "pack"),
+        ({"streams__0__document": "file"}, "vocab pack"),
         ({"evaluate__prompts": ["秋"]}, "evaluate"),
         ({"evaluate__generate": {"seed": 5}}, "evaluate"),
         ({"serve": {"port": 9}}, ""),
@@ -95,3 +101,59 @@ def test_sample_and_vocab_run_only_where_asked() -> None:
 )
 def test_differences_name_the_place_and_both_values(old: Any, new: Any, told: list[str]) -> None:
     assert differences(old, new) == told
+
+
+BIG = 256 << 20
+ROOMY = {"CPU": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("start", "source_bytes", "most", "expected"),
+    [
+        ("auto", BIG, ROOMY, True),
+        ("auto", BIG - 1, ROOMY, False),
+        ("auto", BIG, {"CPU": 2.5}, False),
+        ("auto", BIG, None, True),
+        ("with_packing", 1, ROOMY, True),
+        ("with_packing", 1, None, True),
+        ("after_packing", BIG, ROOMY, False),
+    ],
+)
+def test_training_begins_while_packing_where_it_is_worth_it_and_there_is_room(
+    start: str, source_bytes: int, most: dict[str, float] | None, expected: bool
+) -> None:
+    assert trains_while_packing(config(train__start=start), source_bytes, most) is expected
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"train__steps": None, "train__epochs": 2.0}, ConfigError, "epochs are counted when all is packed; set train.steps"),
+        ({"pack__packing": "none"}, ConfigError, "pack.packing is none"),
+        ({"streams__1__max_repeats": 3.0}, ConfigError, "the repeats of stream en are known when all is packed; remove its max_repeats"),
+        ({"resources__workers": 3}, ClusterError, "can have 3 CPU and the workers take 3 x 1, expected 1 more for packing"),
+        ({"resources__cpus_per_worker": 1.25}, ClusterError, "2 x 1.25"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else None,
+)
+def test_what_stands_in_the_way_is_said_only_to_who_asked(change: dict[str, Any], error: type[Exception], said: str) -> None:
+    assert trains_while_packing(config(**change), BIG, ROOMY) is False
+    with pytest.raises(error, match=r"^train: start is with_packing, but") as caught:
+        trains_while_packing(config(train__start="with_packing", **change), BIG, ROOMY)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert trains_while_packing(config(train__start="after_packing", **change), BIG, ROOMY) is False
+
+
+@pytest.mark.parametrize(
+    ("workers", "each", "gpus", "most", "left"),
+    [
+        (2, 1.0, 0.0, {"CPU": 4.0}, 2),
+        (2, 0.5, 0.0, {"CPU": 2.0}, 1),
+        ([1, 4], 1.0, 0.0, {"CPU": 4.0}, 0),
+        ([1, 64], 2.0, 1.0, {"CPU": 32.0, "GPU": 8.0}, 16),
+        (2, 1.0, 0.0, {}, -2),
+    ],
+)
+def test_packing_gets_what_the_most_workers_leave(workers: Any, each: float, gpus: float, most: dict[str, float], left: int) -> None:
+    made = config(resources__workers=workers, resources__cpus_per_worker=each, resources__gpus_per_worker=gpus)
+    assert packing_cpus(made, most) == left

@@ -1,13 +1,15 @@
 """Which files a corpus is, and every way of naming one wrongly."""
 
 import gzip
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from zhlm.corpus import files
-from zhlm.corpus.files import find_files
+from zhlm.corpus import open as opening
+from zhlm.corpus.files import SourceFile, find_files
+from zhlm.corpus.open import glob_pattern
 from zhlm.errors import CorpusError
 
 
@@ -25,7 +27,7 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def names(found: list[files.SourceFile]) -> list[str]:
+def names(found: list[SourceFile]) -> list[str]:
     return [Path(f.path).name for f in found]
 
 
@@ -34,8 +36,8 @@ def test_a_folder_is_searched_to_the_bottom_and_sorted(corpus: Path) -> None:
     assert names(found) == ["a.jsonl", "b.txt", "c.parquet", "d.txt.gz"] or names(found) == ["a.jsonl", "b.txt", "d.txt.gz", "c.parquet"]
     assert [f.path for f in found] == sorted(f.path for f in found)
     by_name = {Path(f.path).name: f for f in found}
-    assert (by_name["d.txt.gz"].format, by_name["d.txt.gz"].compressed) == ("text", True)
-    assert (by_name["c.parquet"].format, by_name["c.parquet"].compressed) == ("parquet", False)
+    assert (by_name["d.txt.gz"].format, by_name["d.txt.gz"].compression) == ("text", "gzip")
+    assert (by_name["c.parquet"].format, by_name["c.parquet"].compression) == ("parquet", "none")
 
 
 def test_each_file_once_however_it_is_named(corpus: Path) -> None:
@@ -61,8 +63,8 @@ def test_a_fingerprint_survives_copying_and_sees_a_change(corpus: Path, tmp_path
     (corpus / "b.txt").write_text("三\n", encoding="utf-8")
     assert [f.fingerprint for f in find_files([str(corpus)])] != prints
 
-    monkeypatch.setattr(files, "WHOLE_BYTES", 10)
-    monkeypatch.setattr(files, "PIECE_BYTES", 4)
+    monkeypatch.setattr(opening, "WHOLE_BYTES", 10)
+    monkeypatch.setattr(opening, "SAMPLE_BYTES", 4)
     large = tmp_path / "large.txt"
     large.write_bytes(b"x" * 1000)
     before = find_files([str(large)])[0].fingerprint
@@ -112,7 +114,5 @@ def test_an_unknown_remote_scheme_is_one_line() -> None:
     ],
 )
 def test_remote_globs_follow_the_local_rules(pattern: str, yes: str, no: str) -> None:
-    import re
-
-    assert re.fullmatch(files._glob_pattern(pattern), yes)
-    assert not re.fullmatch(files._glob_pattern(pattern), no)
+    assert re.fullmatch(glob_pattern(pattern), yes)
+    assert not re.fullmatch(glob_pattern(pattern), no)

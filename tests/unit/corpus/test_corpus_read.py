@@ -2,14 +2,18 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from zhlm.corpus import read
+from zhlm.corpus import lines, read
 from zhlm.corpus.files import find_files
 from zhlm.corpus.read import read_documents
 from zhlm.errors import CorpusError
@@ -104,6 +108,91 @@ def test_only_line_feeds_end_a_document(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("一\u2028二\x0b三\x85四\n五\n", encoding="utf-8")
     assert texts_of(path) == ["一\u2028二\x0b三\x85四", "五"]
+
+
+TEXT = st.text(st.one_of(st.sampled_from('a"\\\n\r\t\x00\x1f{}好𠮷\u2028\ufeff'), st.characters(codec="utf-8")), max_size=8)
+VALUE = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXT, st.just("\ud842"), st.just("\udfb7\ud842")),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.sampled_from(["text", "content", "x", ""]), inner, max_size=3)),
+    max_leaves=5,
+)
+RECORD = st.one_of(
+    st.fixed_dictionaries({"text": TEXT}),
+    st.fixed_dictionaries({"text": TEXT}, optional={"id": VALUE, "好": VALUE, "text ": VALUE}),
+    st.fixed_dictionaries({}, optional={"x": VALUE, "text": VALUE}),
+)
+LINE = st.one_of(
+    st.builds(lambda record, ascii_, space: (json.dumps(record, ensure_ascii=ascii_) + space).encode("utf-8", "surrogatepass"),
+              RECORD, st.booleans(), st.sampled_from(["", "", "", " ", "\r", "\r\r", "\x0c"])),
+    st.sampled_from([b"", b"  ", b"\r", b"\xe3\x80\x80", b"\xef\xbb\xbf" + b'{"text": "bom"}', b'{"text": "a"}{"text": "b"}', b'{"text":',
+                     b'"b"}', b'{"text": "a", "text": "b"}', b'{"text": 1, "text": "b"}', b'{"text": "b", "text": null}', b'["text"]',
+                     b'{"te\\u0078t": "x", "y": NaN}', b'{"text": "x", "y": Inf}', b'{"text": "x", "y": "\xff"}', b'{"text": "\xff"}',
+                     b'{"text": "x", "\xc0": 1}', b'{"text": "a\x01"}', b'{"text": "a", "n": 01}', b'{"text": "a",}', b'{"text": "\\q"}',
+                     b'{"text": "\\ud842\\udfb7 \\ud842"}', b'{"text": "x", "y": 1e999}', b"{'text': 'x'}", b'"text"', b"null"]),
+)  # fmt: skip
+
+
+@example(lines=[b'{"text": "a"}{"text":', b'"b"}'], field="text", ends=True)
+@given(lines=st.lists(LINE, min_size=1, max_size=6), field=st.sampled_from(["text", None, "x"]), ends=st.booleans())
+@settings(max_examples=400)
+def test_fast_reading_is_that_of_json(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], field: str | None, ends: bool) -> None:
+    path = tmp_path_factory.mktemp("json") / "a.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n" * ends or b"\n")
+    (file,) = find_files([str(path)])
+
+    def outcome() -> object:
+        try:
+            return [d for batch in read_documents(file, field) for d in batch]
+        except CorpusError as error:
+            return str(error), error.facts
+
+    fast = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read, "_decode", lambda data, decoder: None)
+        assert fast == outcome()
+
+
+def test_the_fast_path_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(tmp_path / "a.jsonl")
+    monkeypatch.setattr(read, "_by_json", None)
+    assert texts_of(tmp_path / "a.jsonl", "text") == TEXTS
+
+
+def test_a_line_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 50)
+    monkeypatch.setattr(read, "CHUNK_BYTES", 50)
+    texts = ["短", "长" * 500, "短", "x" * 49, "y" * 200, "末"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts))
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    assert texts_of(tmp_path / "a.jsonl") == texts_of(tmp_path / "a.txt") == texts
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "' + "b" * 300 + '"\n')
+    with pytest.raises(CorpusError, match="line 2: not valid JSON"):
+        texts_of(tmp_path / "a.jsonl")
+
+
+PEAK = """
+import resource, sys
+from zhlm.corpus.files import find_files
+from zhlm.corpus.read import read_piece
+from zhlm.corpus.parts import whole
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for batch in read_piece(whole(find_files([sys.argv[1]], sys.argv[2])[0])):
+    assert len(batch.texts) == 1
+    size = len(batch.texts[0])
+    del batch
+print(size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+
+
+@pytest.mark.parametrize(("name", "document"), [("a.jsonl", "line"), ("a.txt", "line"), ("a.txt", "file")])
+def test_a_huge_document_needs_little_more_than_itself(tmp_path: Path, name: str, document: str) -> None:
+    """4 bytes a character in memory, as in the file; at most the text twice and something."""
+    text = "𠮷" * (5 << 20)  # 20 MiB
+    content = json.dumps({"text": text}, ensure_ascii=False) if name == "a.jsonl" else text
+    (tmp_path / name).write_text(content + "\n", encoding="utf-8")
+    command = [sys.executable, "-c", PEAK, str(tmp_path / name), document]
+    size, peak_mib = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert size == (5 << 20) + (document == "file") and peak_mib < 70
 
 
 GZ = gzip.compress("".join(f"第{i}句话\n" for i in range(5000)).encode())

@@ -1,6 +1,8 @@
 """A corpus on an object store, played by moto on the loopback interface."""
 
 import gzip
+import socket
+import threading
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -9,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
+from zhlm import storage
+from zhlm.corpus import open as opening
 from zhlm.corpus.files import find_files
 from zhlm.corpus.read import read_documents
 from zhlm.errors import CorpusError
@@ -36,6 +40,7 @@ def bucket() -> Iterator[str]:
             "zh/deep/b.jsonl.gz": gzip.compress('{"text": "𠮷"}\n'.encode()),
             "zh/notes.md": b"notes",
             "empty.txt": b"",
+            "long.txt": b"0123456789\n" * 100_000,
         }
         for name, content in contents.items():
             with filesystem.open_output_stream(f"corpus/{name}", compression=None) as stream:
@@ -52,6 +57,35 @@ def test_folders_globs_and_files_are_read_where_they_are(bucket: str) -> None:
     assert [[d.text for batch in read_documents(f) for d in batch] for f in found] == [["今天", "天气"], ["好"], ["𠮷"]]
     assert find_files([f"{bucket}/zh/**/*.gz", f"{bucket}/zh/*.txt"]) == [found[0], found[2]]
     assert find_files([found[0].path]) == [found[0]]
+
+
+def test_a_storage_that_goes_away_for_a_while(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While listing, opening and in the middle of a file; then for ever."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(storage, "RETRY_PAUSE_S", 0.1)
+    monkeypatch.setattr(opening, "REMOTE_BUFFER_BYTES", 1 << 16)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    late = threading.Timer(0.5, server.start)
+    late.start()
+    (file,) = find_files([f"{bucket}/long.txt"])
+    batches = read_documents(file, batch_documents=1000)
+    read = len(next(batches))
+    server.stop()
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    late = threading.Timer(0.5, server.start)
+    late.start()
+    assert read + sum(map(len, batches)) == 100_000
+    batches = read_documents(file, batch_documents=1000)
+    next(batches)
+    server.stop()
+    monkeypatch.setattr(storage, "RETRY_S", 0.3)
+    with pytest.raises(CorpusError, match=r"long.txt: reading failed: .* \(tried for \d+ s\)") as caught:
+        list(batches)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

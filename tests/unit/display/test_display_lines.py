@@ -3,10 +3,13 @@
 import io
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,7 +44,7 @@ def test_a_log_gets_few_plain_lines_and_always_the_last(clock: Clock) -> None:
         for step in range(101):
             clock.now_s += 0.5
             shown.report(progress(step))
-        shown.finish("loss 1.234")
+        shown.finish("train", "loss 1.234")
     lines = out.getvalue().splitlines()
     assert lines[0] == "train     starts"
     assert lines[-1] == "train     done in 50s: loss 1.234"
@@ -67,6 +70,28 @@ def test_each_stage_shows_its_first_report(clock: Clock) -> None:
             shown.report(Progress(stage, 1, 9, "files"))
     told = [line.rstrip() for line in out.getvalue().splitlines()]
     assert told == ["pack      starts", "pack      1/9 files", "train     starts", "train     1/9 files"]
+
+
+def test_two_stages_at_a_time_keep_their_own_measurements(clock: Clock) -> None:
+    out = io.StringIO()
+    with Display(out) as shown:
+        shown.start("pack", "starts")
+        clock.now_s += 100
+        shown.start("train", "starts")
+        for step in range(1, 5):
+            clock.now_s += 10
+            shown.report(Progress("pack", step, 10, "shards"))
+            shown.report(progress(step))
+        shown.finish("pack", "all")
+        clock.now_s += 1
+        shown.finish("train", "")
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert lines[-4:] == [
+        "pack      4/10 shards    left 1m00s",
+        "train     4/100 steps    left 16m00s",
+        "pack      done in 2m20s: all",
+        "train     done in 41s",
+    ]
 
 
 def test_facts_are_short_and_the_time_left_is_measured_from_where_this_run_began(clock: Clock) -> None:
@@ -110,7 +135,7 @@ def test_spans(seconds: float, text: str) -> None:
     assert display._span(seconds) == text
 
 
-def on_a_terminal(fail: bool) -> str:
+def on_a_terminal(fail: bool, show: Callable[[Display], None] | None = None) -> str:
     """What a pseudo-terminal receives from a display with a live line."""
     controller, terminal = pty.openpty()
     received: list[bytes] = []
@@ -130,12 +155,14 @@ def on_a_terminal(fail: bool) -> str:
     try:
         with os.fdopen(terminal, "w", encoding="utf-8") as stream, Display(stream) as shown:
             shown.start("train", "starts")
+            if show:
+                show(shown)
             print("noise of a library")
             for step in range(1, 101):
                 shown.report(progress(step, loss_nats=2.0))
             if fail:
                 raise ValueError("in the middle")
-            shown.finish("")
+            shown.finish("train", "")
             shown.line("bye")
     except ValueError:
         assert fail
@@ -169,6 +196,19 @@ def test_on_a_terminal_there_are_no_plain_progress_lines(real_terminal: None) ->
     text = on_a_terminal(False)
     assert "100/100 steps  loss" not in text
     assert "noise" not in text, "what others print is not drawn above the live line"
+
+
+def test_on_a_terminal_two_stages_have_a_live_line_each(real_terminal: None) -> None:
+    def both(shown: Display) -> None:
+        shown.start("pack", "starts")
+        shown.report(progress(7))
+        shown.report(Progress("pack", 3, 9, "shards"))
+        time.sleep(0.6)  # the live lines are drawn four times a second
+        shown.finish("pack", "all of it")
+
+    text = on_a_terminal(False, both)
+    assert re.search(r"train\W.*7/100 steps.*\n.*pack\W.*3/9 shards", text)
+    assert text.count("\x1b[?25h") == 1 and "all of it" in text and "pack" not in text[text.rindex("\x1b[2K") :]
 
 
 QUIET = """

@@ -99,6 +99,14 @@ def test_a_batch_without_targets_gives_zero_and_a_gradient() -> None:
     assert all(float(p.grad.abs().max()) == 0.0 for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize(("longest", "width"), [(1, 64), (64, 64), (65, 128), (129, 192), (200, 200)])
+def test_a_batch_is_as_wide_as_its_longest_block(longest: int, width: int) -> None:
+    ids = np.arange(400).reshape(2, 200)
+    batch = make_batch(Blocks(ids, [np.array([longest], np.uint32), np.array([1], np.uint32)]))
+    assert {t.shape for t in (batch.input_ids_BT, batch.position_ids_BT, batch.targets_BT)} == {(2, width)}
+    assert batch.num_targets == longest - 1 and batch.targets_BT[0, : longest - 1].tolist() == list(range(1, longest))
+
+
 def documents_and_blocks() -> tuple[list[list[int]], Blocks]:
     random = np.random.default_rng(1)
     documents = [random.integers(1, VOCABULARY, n).tolist() for n in (5, 9, 2, 1, 7, 8)]

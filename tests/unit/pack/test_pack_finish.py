@@ -1,54 +1,52 @@
-"""Facts of a stream, and the check that nothing was lost."""
+"""What a packed stream leaves beside its blocks."""
 
 import json
-from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from zhlm.blocks.store import Shard, read_ledger
-from zhlm.errors import VerificationError
-from zhlm.pack.finish import finish
-from zhlm.pack.tasks import Packed, Reject, Survey
+from zhlm.blocks.store import Part, Shard, Split, commit_part
+from zhlm.pack import finish as module
+from zhlm.pack.finish import finish, totals_of
+from zhlm.pack.tasks import write_texts
 from zhlm.storage import Place
 
 
-def shard(index: int, documents: int, blocks: int, tokens: int) -> Shard:
-    return Shard(index, f"shard-{index:05d}.arrow", blocks, documents, tokens, 3 * tokens, tokens, f"{index}.txt", "0" * 64)
-
-
-def reject(reason: str, row: int) -> Reject:
-    return Reject(reason, "a.txt", row, "坏")
-
-
-def test_facts_add_up_over_files(tmp_path: Path) -> None:
-    surveys = [Survey(10, Counter(too_short=1), rejects=[reject("too_short", 4)]), Survey(5, Counter(empty=2))]
-    packed = [
-        Packed({"train": shard(0, 6, 4, 30), "validation": shard(0, 1, 1, 5)}, Counter(duplicate=2), [reject("duplicate", 9)], ["一"]),
-        Packed({"train": shard(1, 3, 1, 10), "validation": shard(1, 0, 0, 0)}, Counter(), [], ["二"]),
-    ]
-    facts = finish(Place(tmp_path), surveys, packed, block_tokens=10)
-    assert facts == {
-        "documents_in": 15,
-        "kept": 10,
-        "dropped": {"duplicate": 2, "empty": 2, "too_short": 1},
-        "train": {"documents": 9, "blocks": 5, "tokens": 40, "utf8_bytes": 120, "characters": 40, "fill": 0.8},
-        "validation": {"documents": 1, "blocks": 1, "tokens": 5, "utf8_bytes": 15, "characters": 5, "fill": 0.5},
+def part(store: Path, key: str, held_out: list[str], train_documents: int = 2, rejects: list[dict[str, Any]] | None = None) -> Part:
+    shards: dict[Split, Shard] = {
+        "train": Shard(f"{key}.train.arrow", 3, train_documents, 90, 300, 100, "0"),
+        "validation": Shard(f"{key}.validation.arrow", 1, len(held_out), 10, 30, 10, "0"),
     }
-    assert read_ledger(Place(tmp_path / "train")) == [packed[0].shards["train"], packed[1].shards["train"]]
-    assert pq.read_table(tmp_path / "held_out.parquet").column("text").to_pylist() == ["一", "二"]
-    lines = (tmp_path / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["reason"] for line in lines] == ["too_short", "duplicate"]
+    found = Part(key, f"{key}.txt", shards, train_documents + len(held_out) + len(rejects or []), {"empty": len(rejects or [])})
+    write_texts(Place(store) / key[:2] / f"{key}.held_out.parquet", held_out)
+    commit_part(Place(store), found, rejects=rejects or [])
+    return found
 
 
-def test_rejects_are_capped_over_all_files(tmp_path: Path) -> None:
-    surveys = [Survey(15, Counter(empty=15), rejects=[reject("empty", i) for i in range(15)]) for _ in range(2)]
-    finish(Place(tmp_path), surveys, [], block_tokens=10)
-    assert len((tmp_path / "rejects.jsonl").read_text(encoding="utf-8").splitlines()) == 20
+def test_facts_are_sums_over_the_parts(tmp_path: Path) -> None:
+    reject = {"reason": "empty", "path": "b.txt", "row": 4, "text": " "}
+    parts = [part(tmp_path / "store", "aa", ["一"]), part(tmp_path / "store", "bb", ["二", "三"], rejects=[reject])]
+    facts = finish(Place(tmp_path / "zh"), Place(tmp_path / "store"), parts, block_tokens=32)
+    assert (facts["documents_in"], facts["kept"], facts["dropped"]) == (8, 7, {"empty": 1})
+    assert facts["train"] == {
+        "documents": 4, "blocks": 6, "tokens": 180, "utf8_bytes": 600, "characters": 200, "shards": 2, "fill": round(180 / 192, 5),
+    }  # fmt: skip
+    assert pq.read_table(tmp_path / "zh" / "held_out.parquet").column("text").to_pylist() == ["一", "二", "三"]
+    assert [json.loads(line) for line in (tmp_path / "zh" / "rejects.jsonl").read_text().splitlines()] == [reject]
 
 
-def test_a_lost_document_is_no_success(tmp_path: Path) -> None:
-    with pytest.raises(VerificationError, match="read 10 documents, kept 8"):
-        finish(Place(tmp_path), [Survey(10, Counter(empty=1))], [Packed({"train": shard(0, 8, 1, 8)})], block_tokens=10)
-    assert not (tmp_path / "train").exists()
+def test_held_out_texts_and_rejects_are_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HELD_OUT_DOCUMENTS", 2)
+    monkeypatch.setattr(module, "REJECTS_PER_REASON", 1)
+    rejects = [{"reason": reason, "path": "b.txt", "row": 1, "text": ""} for reason in ("empty", "empty", "too_short")]
+    parts = [part(tmp_path, "aa", ["一"], rejects=rejects), part(tmp_path, "bb", ["二", "三"], rejects=rejects)]
+    finish(Place(tmp_path / "zh"), Place(tmp_path), parts, block_tokens=32)
+    assert pq.read_table(tmp_path / "zh" / "held_out.parquet").num_rows == 2
+    found = [json.loads(line)["reason"] for line in (tmp_path / "zh" / "rejects.jsonl").read_text().splitlines()]
+    assert found == ["empty", "too_short"]
+
+
+def test_no_block_has_no_fill() -> None:
+    assert totals_of([], "train", 32)["fill"] == 0.0

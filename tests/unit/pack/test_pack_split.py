@@ -2,44 +2,39 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from zhlm.pack.dedup import Hashes, among, as_hashes, first_copies, hash_of
-from zhlm.pack.split import Fate, decide, held_out_by_hash
+from zhlm.pack.dedup import Hashes, hashes_of
+from zhlm.pack.near import signatures
+from zhlm.pack.split import Fate, decide, fates_inline, held_out_by_hash
+
+PROSE = "北京的秋天最美，香山的红叶漫山遍野，游人如织。湖边的柳树还绿着，孩子们在草地上放风筝，老人们在亭子里下棋聊天。"
+EDITED = PROSE.replace("老人们", "大人们")
+OTHER = "数据库的事务必须满足原子性、一致性、隔离性和持久性，否则并发写入时会出现难以追查的错误，备份也无从谈起。"
 
 
 def hashed(*texts: str) -> Hashes:
-    return as_hashes(b"".join(hash_of(t) for t in texts))
+    return hashes_of(texts)
+
+
+def named(parts: list[list[int]]) -> list[list[str]]:
+    return [[Fate(f).name for f in part] for part in parts]
 
 
 def fates(*args: list[Hashes], share: float = 0.0, deduplicate: bool = True) -> list[list[list[str]]]:
-    return [[[Fate(f).name for f in file] for file in part] for part in decide(args[0], args[1], share=share, deduplicate=deduplicate)]
+    return [named(part) for part in decide(args[0], args[1], share=share, deduplicate=deduplicate)]  # type: ignore[arg-type]
 
 
-def test_the_first_copy_stays_across_files() -> None:
-    files = [hashed("一", "二", "一"), hashed(), hashed("三", "二", "𠮷")]
-    assert [f.tolist() for f in first_copies(files)] == [[True, True, False], [], [True, False, True]]
-    assert first_copies([]) == []
-
-
-@given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=6), max_size=5))
-def test_first_copies_agree_with_a_set(files: list[list[str]]) -> None:
-    seen: set[str] = set()
-    expected = [[not (t in seen or seen.add(t)) for t in texts] for texts in files]  # type: ignore[func-returns-value]
-    assert [f.tolist() for f in first_copies([hashed(*texts) for texts in files])] == expected
-
-
-def test_among_wants_the_whole_hash() -> None:
-    own = np.array([[1, 2], [1, 3], [4, 5]], np.uint64)
-    assert among(own, [np.array([[1, 3]], np.uint64), np.array([[4, 6]], np.uint64)]).tolist() == [False, True, False]
-    assert among(own, []).tolist() == [False] * 3
-    assert among(hashed(), [own]).tolist() == []
-
-
-def test_a_hash_is_the_same_for_ever() -> None:
-    assert hash_of("今天").hex() == "c943d8e3ef8ac94b0977c65654b2c389"
-    assert hash_of("臺") != hash_of("台")
+def near_fates(training: list[list[str]], held_out: list[list[str]], share: float = 0.0, deduplicate: bool = True) -> list[list[list[str]]]:
+    decided = decide(
+        [hashes_of(texts) for texts in training],
+        [hashes_of(texts) for texts in held_out],
+        share=share,
+        deduplicate=deduplicate,
+        near=0.7,
+        training_signatures=[signatures(texts) for texts in training],
+        held_out_signatures=[signatures(texts) for texts in held_out],
+    )
+    return [named(part) for part in decided]  # type: ignore[arg-type]
 
 
 def test_held_out_documents_are_not_trained_on() -> None:
@@ -74,3 +69,37 @@ def test_copies_never_sit_on_both_sides() -> None:
     sides = {text: {f for t, f in zip(texts, found, strict=True) if t == text} for text in texts}
     assert all(len(side) == 1 for side in sides.values())
     assert {"TRAIN", "VALIDATION"} == set(found)
+
+
+def test_of_near_copies_the_first_is_kept() -> None:
+    assert near_fates([[OTHER, PROSE], [], [EDITED, PROSE]], []) == [[["TRAIN", "TRAIN"], [], ["NEAR_DUPLICATE", "DUPLICATE"]], []]
+    assert near_fates([[OTHER, PROSE], [EDITED, PROSE]], [], deduplicate=False)[0][1] == ["NEAR_DUPLICATE", "NEAR_DUPLICATE"]
+    assert near_fates([], []) == [[], []]
+
+
+def test_nothing_near_a_held_out_document_is_trained_on() -> None:
+    assert near_fates([[PROSE, OTHER]], [[EDITED]]) == [[["NEAR_DUPLICATE", "TRAIN"]], [["VALIDATION"]]]
+    assert near_fates([[PROSE, EDITED]], [[EDITED]]) == [[["NEAR_DUPLICATE", "IN_HELD_OUT"]], [["VALIDATION"]]]
+
+
+def test_of_near_copies_the_validation_document_is_kept() -> None:
+    texts = [PROSE.replace("老", word) for word in "甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳午未申酉"]
+    in_validation = held_out_by_hash(hashes_of(texts), 0.1)
+    first = int(np.flatnonzero(in_validation)[0])
+    assert first > 0, "the first text would be kept in any case"
+    expected = ["VALIDATION" if i == first else "NEAR_DUPLICATE" for i in range(len(texts))]
+    assert near_fates([texts], [], share=0.1)[0] == [expected]
+
+
+def test_without_a_survey_the_text_alone_decides() -> None:
+    texts = [f"第{i % 300}篇" for i in range(400)]
+    held_out = hashes_of(["第3篇", "第7篇"])
+    inline = named([list(fates_inline(texts, 0.1, held_out))])[0]
+    assert inline == named([list(fates_inline(texts[::-1], 0.1, held_out))])[0][::-1]
+    assert inline[3] == inline[303] == inline[7] == "IN_HELD_OUT"
+    assert {*inline} == {"TRAIN", "VALIDATION", "IN_HELD_OUT"}
+    assert fates_inline(texts, 0.0, hashes_of([])).tolist() == [Fate.TRAIN] * 400
+    flags = held_out_by_hash(hashes_of(texts), 0.1)
+    assert [f == "VALIDATION" for f, t in zip(inline, texts, strict=True) if t not in ("第3篇", "第7篇")] == [
+        bool(f) for f, t in zip(flags, texts, strict=True) if t not in ("第3篇", "第7篇")
+    ]

@@ -1,33 +1,42 @@
-"""What is done to one file, without Ray."""
+"""What is done to one part of a corpus, without Ray."""
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from zhlm.blocks.store import open_shard
+from zhlm.blocks.store import find_part, open_shard
 from zhlm.config.schema import CleanConfig
 from zhlm.corpus.files import find_files
+from zhlm.corpus.parts import parts_of
 from zhlm.errors import CorpusError, VerificationError
 from zhlm.pack import tasks
+from zhlm.pack.dedup import hashes_of
 from zhlm.pack.split import Fate
-from zhlm.pack.tasks import FileTask, PackTask, Settings, on_row, pack_file, survey, with_ends
+from zhlm.pack.tasks import PackTask, Settings, Source, SurveyTask, on_row, pack_part, survey, with_ends
 from zhlm.storage import Place
 
 DOCUMENTS = ["今天  天气很好。", "短", "臺灣\x00龍", "生僻字𠮷", "👨‍👩‍👧", "今天 天气很好。", "end"]
 """Cleaned, the sixth is a copy of the first."""
 
 
+def source_of(path: Path, shard_bytes: int = 1 << 20) -> Source:
+    (part,) = parts_of(find_files([str(path)]), shard_bytes)
+    return Source("zh", "new", part, None, CleanConfig())
+
+
 @pytest.fixture
-def task(tmp_path: Path) -> FileTask:
+def source(tmp_path: Path) -> Source:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": t}) + "\n" for t in DOCUMENTS))
-    return FileTask("zh", "new", find_files([str(path)])[0], None, CleanConfig(), sample_characters=100)
+    return source_of(path)
 
 
 def byte_tokenizer() -> str:
@@ -38,82 +47,131 @@ def byte_tokenizer() -> str:
     return str(tokenizer.to_str())
 
 
-def settings(**changes: object) -> Settings:
+def settings(store: Path, **changes: object) -> Settings:
     values = {
-        "tokenizer_json": byte_tokenizer(), "engine": "tokenizers", "parallel": False, "vocabulary": 257, "block_tokens": 32,
-        "packing": "best_fit", "start_id": None, "end_id": 256,
+        "store": str(store), "tokenizer_json": byte_tokenizer(), "engine": "tokenizers", "cuts": None, "parallel": False, "vocabulary": 257,
+        "block_tokens": 32, "packing": "best_fit", "start_id": None, "end_id": 256,
     }  # fmt: skip
     return Settings(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def pack_task(task: FileTask, folder: Path, fates: list[Fate], held_out_texts: int = 10) -> PackTask:
-    return PackTask(task, 3, str(folder / "zh"), np.array(fates, np.uint8), ("train", "validation"), held_out_texts)
+def pack_task(source: Source, fates: list[Fate], key: str = "abcd") -> PackTask:
+    return PackTask(source, key, ("train", "validation"), np.array(fates, np.uint8))
+
+
+def held_out(store: Path, key: str = "abcd") -> list[str]:
+    texts: list[str] = pq.read_table(store / key[:2] / f"{key}.held_out.parquet").column("text").to_pylist()
+    return texts
 
 
 FATES = [Fate.TRAIN, Fate.VALIDATION, Fate.TRAIN, Fate.IN_HELD_OUT, Fate.DUPLICATE, Fate.TRAIN]
 
 
-def test_a_survey_counts_hashes_and_samples(task: FileTask) -> None:
+@pytest.mark.parametrize("signatures", [False, True])
+def test_a_survey_counts_and_hashes_and_is_kept(source: Source, tmp_path: Path, signatures: bool) -> None:
+    task = SurveyTask(source, str(tmp_path / "store"), "ef01", signatures)
     found = survey(task)
     assert found.documents == 7
     assert found.dropped == {"too_short": 1}
-    assert len(found.hashes) == 6 * 16
-    assert found.hashes[:16] == found.hashes[4 * 16 : 5 * 16]
-    assert [(r.reason, r.row, r.text) for r in found.rejects] == [("too_short", 2, "短")]
-    assert found.sample[:2] == ["今天 天气很好。", "臺灣龍"]
+    assert found.hashes_N2.shape == (6, 2)
+    assert (found.hashes_N2[0] == found.hashes_N2[4]).all()
+    assert (found.signatures_NK is not None) == signatures
+    Path(source.part.source).unlink()
+    again = survey(task)
+    assert (again.documents, again.dropped) == (found.documents, found.dropped)
+    assert np.array_equal(again.hashes_N2, found.hashes_N2)
+    assert (again.signatures_NK is None) == (not signatures) and (
+        not signatures or np.array_equal(again.signatures_NK, found.signatures_NK)
+    )
 
 
-def test_rejects_and_samples_are_bounded(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("一\n" * 50 + "很长的一句话。\n" * 50, encoding="utf-8")
-    found = survey(FileTask("zh", "new", find_files([str(path)])[0], None, CleanConfig(), sample_characters=10))
-    assert found.dropped == {"too_short": 50} and len(found.rejects) == 20
-    assert len(found.sample) == 2
-
-
-def test_every_fate_ends_where_it_should(task: FileTask, tmp_path: Path) -> None:
-    packed = pack_file(settings(), pack_task(task, tmp_path, FATES))
+def test_every_fate_ends_where_it_should(source: Source, tmp_path: Path) -> None:
+    packed = pack_part(settings(tmp_path), pack_task(source, FATES))
     train, validation = packed.shards["train"], packed.shards["validation"]
     assert (train.documents, validation.documents) == (3, 1)
-    assert packed.dropped == {"in_held_out": 1, "duplicate": 1}
-    assert [(r.reason, r.row, r.text) for r in packed.rejects] == [("in_held_out", 5, "👨‍👩‍👧"), ("duplicate", 6, "今天 天气很好。")]
-    assert packed.held_out == ["臺灣龍"]
+    assert packed.documents == 7 and packed.dropped == {"duplicate": 1, "in_held_out": 1, "too_short": 1}
+    found = find_part(Place(tmp_path), "abcd")
+    assert found is not None and found[0] == packed
+    assert [(r["reason"], r["row"], r["text"]) for r in found[1]["rejects"]] == [
+        ("too_short", 2, "短"), ("in_held_out", 5, "👨‍👩‍👧"), ("duplicate", 6, "今天 天气很好。"),
+    ]  # fmt: skip
+    assert held_out(tmp_path) == ["臺灣龍"]
     kept = ["今天 天气很好。", "生僻字𠮷", "end"]
     assert train.characters == sum(map(len, kept)) and train.utf8_bytes == sum(len(t.encode()) for t in kept)
     assert train.tokens == train.utf8_bytes + 3, "a token per byte, and an end for each document"
-    assert train.file == "shard-00003.arrow" and train.source == task.file.path
-    table = open_shard(Place(tmp_path / "zh" / "train"), train)
+    assert train.file == "ab/abcd.train.arrow" and packed.source == source.part.source
+    table = open_shard(Place(tmp_path), train)
     assert sum(e[-1] for e in table.column("document_ends").to_pylist()) == train.tokens
+    assert sorted(p.name for p in (tmp_path / "ab").iterdir()) == [
+        "abcd.held_out.parquet", "abcd.json", "abcd.train.arrow", "abcd.validation.arrow",
+    ]  # fmt: skip
 
 
-def test_a_split_that_is_not_asked_for_gets_no_shard(task: FileTask, tmp_path: Path) -> None:
-    asked = PackTask(task, 0, str(tmp_path / "zh"), np.zeros(6, np.uint8), ("train",), 0)
-    assert set(pack_file(settings(), asked).shards) == {"train"}
-    assert not (tmp_path / "zh" / "validation").exists()
+def test_a_split_that_is_not_asked_for_gets_no_shard(source: Source, tmp_path: Path) -> None:
+    packed = pack_part(settings(tmp_path), PackTask(source, "abcd", ("train",), np.zeros(6, np.uint8)))
+    assert set(packed.shards) == {"train"}
+    assert not list(tmp_path.rglob("*validation*")) and not list(tmp_path.rglob("*held_out*"))
 
 
-def test_held_out_texts_are_capped(task: FileTask, tmp_path: Path) -> None:
-    packed = pack_file(settings(), pack_task(task, tmp_path, [Fate.VALIDATION] * 6, held_out_texts=2))
-    assert packed.held_out == ["今天 天气很好。", "臺灣龍"]
+def test_without_a_survey_each_document_decides_for_itself(source: Source, tmp_path: Path) -> None:
+    known = hashes_of(["生僻字𠮷"])
+    packed = pack_part(settings(tmp_path), PackTask(source, "abcd", ("train", "validation"), None, 0.5, known))
+    assert packed.dropped == {"in_held_out": 1, "too_short": 1}, "copies stay"
+    assert packed.shards["train"].documents + packed.shards["validation"].documents == 5
+    assert {t for t in held_out(tmp_path)} <= {"今天 天气很好。", "臺灣龍", "👨‍👩‍👧", "end"}
+
+
+def test_a_part_that_is_there_is_not_packed_again(source: Source, tmp_path: Path) -> None:
+    packed = pack_part(settings(tmp_path), pack_task(source, FATES))
+    Path(source.part.source).unlink()
+    assert pack_part(settings(tmp_path), pack_task(source, FATES)) == packed
+
+
+def test_held_out_texts_are_capped(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "HELD_OUT_DOCUMENTS", 2)
+    packed = pack_part(settings(tmp_path), pack_task(source, [Fate.VALIDATION] * 6))
+    assert held_out(tmp_path) == ["今天 天气很好。", "臺灣龍"]
     assert packed.shards["validation"].documents == 6
 
 
-def test_the_order_is_that_of_the_file_whatever_the_batches(task: FileTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pack_file(settings(), pack_task(task, tmp_path, FATES))
-    kept_batches = tasks._kept_batches
-    monkeypatch.setattr(tasks, "_kept_batches", lambda task, packed: kept_batches(task, packed, batch_characters=1))
-    assert pack_file(settings(), pack_task(task, tmp_path, FATES)).shards == whole.shards
+@pytest.mark.parametrize("packing", ["best_fit", "concat", "none"])
+def test_long_texts_are_encoded_in_pieces_with_the_same_blocks(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str
+) -> None:
+    path = tmp_path / "long.jsonl"
+    texts = [
+        "短文一。",
+        "".join(f"第{i}行很长很长。\n也长，{i * i}。\n" for i in range(20)),
+        "短文二。",
+        "".join(f"甲{i}，乙。" for i in range(90)),
+    ]
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    task = pack_task(source_of(path), [Fate.TRAIN] * 4)
+    whole = pack_part(settings(tmp_path / "whole", packing=packing, start_id=256), task)
+    monkeypatch.setattr(tasks, "LONG_CHARACTERS", 50)
+    in_pieces = tasks.in_pieces
+    monkeypatch.setattr(tasks, "in_pieces", lambda text, cuts: in_pieces(text, cuts, 10))
+    cuts = r"(?<=\S\n)(?=\S)|(?<=[\u4e00-\u9fff])(?=[\u3002\uff0c])"
+    assert pack_part(settings(tmp_path / "cut", packing=packing, start_id=256, cuts=cuts), task) == whole
 
 
 @pytest.mark.parametrize("num_fates", [5, 7])
-def test_a_file_that_changed_since_the_survey_is_refused(task: FileTask, tmp_path: Path, num_fates: int) -> None:
+def test_a_file_that_changed_since_the_survey_is_refused(source: Source, tmp_path: Path, num_fates: int) -> None:
     with pytest.raises(CorpusError, match="changed while it was read"):
-        pack_file(settings(), pack_task(task, tmp_path, [Fate.TRAIN] * num_fates))
+        pack_part(settings(tmp_path / "store"), pack_task(source, [Fate.TRAIN] * num_fates))
+    assert [p for p in (tmp_path / "store").rglob("*") if p.is_file()] == [], "nothing half-written"
 
 
-def test_an_id_outside_the_vocabulary_is_no_block(task: FileTask, tmp_path: Path) -> None:
+def test_an_id_outside_the_vocabulary_is_no_block(source: Source, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="the vocabulary has 200"):
-        pack_file(settings(vocabulary=200), pack_task(task, tmp_path, FATES))
+        pack_part(settings(tmp_path, vocabulary=200), pack_task(source, FATES))
+
+
+def test_the_role_decides_what_cleaning_asks(source: Source, tmp_path: Path) -> None:
+    asking = replace(source, clean=CleanConfig(min_han_share=0.5))
+    assert pack_part(settings(tmp_path), PackTask(asking, "ab", ("train",), np.zeros(4, np.uint8))).dropped["low_han_share"] == 2
+    old = replace(asking, role="old")
+    assert "low_han_share" not in pack_part(settings(tmp_path), PackTask(old, "cd", ("train",), np.zeros(6, np.uint8))).dropped
 
 
 def test_special_tokens_stand_around_each_document() -> None:

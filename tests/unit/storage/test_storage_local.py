@@ -164,7 +164,7 @@ from pathlib import Path
 import numpy as np
 from zhlm.errors import StorageError
 from zhlm.storage import Place
-from zhlm.blocks.store import write_shard
+from zhlm.blocks.store import writing
 from zhlm.records import Blocks
 disk = Path(sys.argv[1])
 place = Place(disk / "run")
@@ -174,7 +174,9 @@ def write():
     (place / "old.txt").write_text(big)
 def shard():
     blocks = Blocks(np.zeros((3000, 512), np.int64), [np.array([512], np.uint32)] * 3000)
-    write_shard(place, 0, blocks, vocabulary=300, documents=1, tokens=1, utf8_bytes=1, characters=1, source="x")
+    with writing(place, "ab", ["train"], 512, 300) as writers:
+        writers["train"].write(blocks)
+        writers["train"].close(documents=1, tokens=1, utf8_bytes=1, characters=1)
 def checkpoint():
     import torch
     from zhlm.checkpoint.state import TrainState, save
@@ -183,7 +185,7 @@ try:
     {"text": write, "shard": shard, "checkpoint": checkpoint}[sys.argv[2]]()
 except StorageError as error:
     print(error)
-print((place / "old.txt").read_text(), sorted(p.name for p in (disk / "run").iterdir() if p.suffix != ".arrow"))
+print((place / "old.txt").read_text(), sorted(p.name for p in (disk / "run").rglob("*") if p.is_file()))
 """
 """Fills a disk of 1 MiB. The old text must survive and no temporary file may stay."""
 

@@ -1,15 +1,18 @@
 """Places in an object store, against moto's S3 server on this machine."""
 
 import logging
+import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from zhlm import storage
 from zhlm.errors import StorageError
-from zhlm.storage import Place
+from zhlm.storage import Place, Run
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +91,25 @@ def test_blocks_and_checkpoints_live_there_too(bucket: Place) -> None:
     import torch
 
     from zhlm.blocks.read import BlockReader
-    from zhlm.blocks.store import commit, write_shard
+    from zhlm.blocks.store import Ledger, Part, Plan, Planned, beat, bytes_of, commit_part, delete_part, find_part, write_plan, writing
     from zhlm.checkpoint.state import TrainState, newest, prune, save
     from zhlm.records import Blocks
 
-    split = bucket / "blocks" / "zh" / "train"
-    ids = np.arange(16).reshape(2, 8)
-    blocks = Blocks(ids, [np.array([8], np.uint32)] * 2)
-    commit(split, [write_shard(split, 0, blocks, vocabulary=99, documents=2, tokens=16, utf8_bytes=1, characters=1, source="x")])
-    assert BlockReader(bucket / "blocks", {"zh": 1.0}, "train", 1).first(0, 2).ids_BT.tolist() == ids.tolist()
+    run, ids = Run(bucket / "run"), np.arange(16).reshape(2, 8)
+    for number, key in enumerate(("aa0", "aa1")):
+        with writing(run.store, key, ["train"], 8, 99) as writers:
+            writers["train"].write(Blocks(ids + number, [np.array([8], np.uint32)] * 2))
+            shard = writers["train"].close(documents=2, tokens=16, utf8_bytes=1, characters=1)
+        part = Part(key, "x", {"train": shard})
+        commit_part(run.store, part)
+        Ledger(run.blocks).append("zh", number, part)
+    write_plan(run.blocks, Plan({}, {"zh": (Planned("aa0", "x", ("train",)), Planned("aa1", "x", ("train",)))}))
+    beat(run.blocks, "done")
+    assert run.store.uri == str(bucket / "_blocks") and bytes_of(run.store, [shard]) > 0
+    reader = BlockReader(run, {"zh": 1.0}, "train", 1)
+    assert sorted(reader.read(range(4)).ids_BT[:, 0].tolist()) == [0, 1, 8, 9]
+    delete_part(run.store, "aa1")
+    assert find_part(run.store, "aa1") is None and find_part(run.store, "aa0") is not None
     checkpoints = bucket / "checkpoints"
     for step in (1, 2, 3):
         save(checkpoints, TrainState(step=step), {"w": torch.full((2,), float(step))}, {"m": torch.ones(2)})
@@ -117,10 +130,60 @@ def test_what_is_missing_is_one_line(bucket: Place, missing: str) -> None:
         place.on_disk()
 
 
-def test_a_store_out_of_reach_is_one_line_soon(bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_out_of_reach_is_one_line_that_says_for_how_long(bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(storage, "RETRY_S", 0.3)
+    monkeypatch.setattr(storage, "RETRY_PAUSE_S", 0.1)
     started_s = time.monotonic()
-    with pytest.raises(StorageError, match="storage: looking for s3://") as caught:
+    with pytest.raises(StorageError, match=r"storage: looking for s3://.* \(tried for \d+ s\); check storage.root") as caught:
         bucket.exists()
     assert "\n" not in str(caught.value) and time.monotonic() - started_s < 30
+
+
+def test_a_store_that_comes_back_is_waited_for(bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every operation of a place, each begun while nothing listens."""
+    from moto.server import ThreadedMotoServer
+
+    (bucket / "a.txt").write_text("old")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(storage, "RETRY_PAUSE_S", 0.1)
+    operations: list[Callable[[], object]] = [
+        lambda: (bucket / "a.txt").write_text("new"),
+        lambda: (bucket / "a.txt").read_text(),
+        lambda: (bucket / "a.txt").exists(),
+        lambda: bucket.names(),
+        lambda: (bucket / "a.txt").on_disk().read_text(),
+    ]
+    done = []
+    for operation in operations:
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+        late = threading.Timer(0.5, server.start)
+        late.start()
+        done.append(operation())
+        late.join()
+        server.stop()
+    assert done == [None, "new", True, ["a.txt"], "new"]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "no"), PermissionError(13, "no"), OSError("AWS Error ACCESS_DENIED during X"),
+                                   OSError("AWS Error NO_SUCH_BUCKET during X"), OSError(28, "No space left on device")])  # fmt: skip
+def test_what_waiting_would_not_mend_is_raised_at_once(error: OSError) -> None:
+    calls = []
+
+    def action() -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(OSError) as caught:
+        storage.retrying("s3://bucket/x", action)
+    assert caught.value is error and len(calls) == 1
+
+
+def test_a_local_place_is_not_tried_again() -> None:
+    with pytest.raises(ConnectionResetError):
+        storage.retrying("/somewhere", lambda: (_ for _ in ()).throw(ConnectionResetError(104, "reset")))

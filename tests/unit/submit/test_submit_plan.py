@@ -71,6 +71,19 @@ def test_facts_of_the_pack_stage_replace_the_estimate(tmp_path: Path) -> None:
     assert make_plan(config(tmp_path, pack={"block_tokens": 50})).streams[0].available.tokens == 45_000
 
 
+def test_sources_of_every_kind(tmp_path: Path) -> None:
+    (tmp_path / "zh.jsonl.zst").write_bytes(b"z" * 1000)
+    (tmp_path / "zh.arrow").write_bytes(b"z" * 1000)
+    streams = [
+        {"name": "zh", "role": "new", "paths": [str(tmp_path / "zh.jsonl.zst"), str(tmp_path / "zh.arrow")], "document": "file"},
+        {"name": "en", "role": "old", "dataset": "nobody/nothing"},
+    ]
+    plan = make_plan(config(tmp_path, streams=streams, train={"epochs": None, "steps": 5}))
+    zh, en = plan.streams
+    assert zh.available.tokens == 1800 and en.available.tokens is None and en.seen_times is None
+    assert "size unknown until packed" in format_plan(plan)
+
+
 def test_sample_before_it_is_made(tmp_path: Path) -> None:
     sample = {"corpus": {"documents": 1000, "held_out_documents": 100}, "base": {"paths": ["sample://en"], "vocabulary": 512}}
     streams = [{"name": "zh", "role": "new", "paths": ["sample://zh"], "held_out": ["sample://zh_held_out"]}]

@@ -55,6 +55,13 @@ def test_good_config_passes_and_leaves_nothing(data: dict[str, Any], tmp_path: P
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def test_a_dataset_folder_that_is_not_there(data: dict[str, Any], tmp_path: Path) -> None:
+    data["streams"].append({"name": "en", "role": "old", "dataset": str(tmp_path / "none")})
+    assert "the dataset folder" in refused(data, CorpusError)
+    data["streams"][1]["dataset"] = "nobody/nothing"  # left to the stages
+    check(config(data))
+
+
 def test_corpus_paths(data: dict[str, Any], tmp_path: Path) -> None:
     data["streams"][0]["paths"] = [str(tmp_path / "none.txt")]
     assert "none.txt does not exist" in refused(data, CorpusError)

@@ -37,13 +37,16 @@ def test_text_that_means_something_is_left_alone(text: str) -> None:
         ("一\n\n\n\n\n\n二", "一\n\n\n二"),
         ("\n  首尾 \n\n", "首尾"),
         (" \r\n\t", ""),
+        ("坏\ufffd字\ud800符", "坏字符"),
+        ("制表\t  后", "制表\t 后"),
+        ("\ufeff  首", "首"),
     ],
 )
 def test_what_the_encoding_left_behind_goes(text: str, clean: str) -> None:
     assert normalise(text) == clean
 
 
-@given(st.text(st.sampled_from("好 \n\r\t\x00\u0301e\u2028\ufeff\u00a0　。a"), max_size=40))
+@given(st.text(st.sampled_from("好 \n\r\t\x00\u0301e\u2028\ufeff\ufffd\u00a0　。a"), max_size=40))
 def test_twice_is_once(text: str) -> None:
     once = normalise(text)
     assert normalise(once) == once

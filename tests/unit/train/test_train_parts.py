@@ -17,7 +17,7 @@ from zhlm.blocks.read import BlockReader
 from zhlm.config.schema import TrainConfig
 from zhlm.objectives.causal import make_batch, sum_nats
 from zhlm.records import Blocks
-from zhlm.storage import Place
+from zhlm.storage import Place, Run
 from zhlm.train.engine import deepspeed_config
 from zhlm.train.metrics import MetricsLog
 from zhlm.train.schedule import share_of
@@ -82,8 +82,8 @@ def one_process() -> Iterator[None]:
 
 @pytest.fixture
 def reader(tmp_path: Path) -> BlockReader:
-    write_blocks(tmp_path, ["zh", "en"])
-    return BlockReader(Place(tmp_path / "blocks"), {"zh": 1.0, "en": 1.0}, "validation", 1)
+    write_blocks(tmp_path / "run", ["zh", "en"])
+    return BlockReader(Run(Place(tmp_path / "run")), {"zh": 1.0, "en": 1.0}, "validation", 1)
 
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 2), (2, 2), (3, 1), (7, 4)])

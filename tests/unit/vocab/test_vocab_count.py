@@ -1,5 +1,6 @@
 # ruff: noqa: F401, F811 - fixtures are imported by name
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,13 @@ def test_a_large_corpus_is_shared_by_size(
     assert found[0].characters < found[1].characters
     assert 300 <= sum(len(t) for c in found[:2] for t in c.sample) <= 300 + 2 * (longest + 1)
     assert len(found[2].sample) < len(english)
+
+
+def test_a_dataset_of_unknown_size_has_its_share(tmp_path: Path) -> None:
+    """It counts as a large file."""
+    (tmp_path / "a.txt").write_text("x")
+    (file,) = find_files([str(tmp_path / "a.txt")])
+    unknown = replace(file, size_bytes=0)
+    streams = [StreamConfig(name="zh", role="new", paths=["x"]), StreamConfig(name="en", role="old", paths=["x"])]
+    zh, also_zh, en = plan_counts(streams, {"zh": [file, unknown], "en": [unknown]})
+    assert (zh.learn_chars, also_zh.learn_chars, en.sample_chars) == (1, count.LEARN_CHARS, count.SAMPLE_CHARS)

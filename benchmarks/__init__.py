@@ -1,0 +1,1 @@
+"""Measurements of what the README promises; docs/benchmarks.md says how to run them and what each number means."""

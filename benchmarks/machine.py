@@ -1,0 +1,66 @@
+"""What else a measurement needs to know of the machine: how busy it was, how much memory a process tree holds, which versions ran."""
+
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("zhlm", "ray", "gigatoken", "tokenizers", "datasets", "transformers", "pyarrow", "numpy")
+
+
+def facts() -> dict[str, Any]:
+    """The machine and the versions."""
+    return {"cores": os.cpu_count(), "python": platform.python_version(), "versions": {name: version(name) for name in PACKAGES}}
+
+
+def busy_share(seconds: float = 1.0) -> float:
+    """Share of all cores' time in which somebody worked, while this process waits."""
+    before = _jiffies()
+    time.sleep(seconds)
+    idle, total = (after - b for after, b in zip(_jiffies(), before, strict=True))
+    return round(1 - idle / total, 3)
+
+
+def _jiffies() -> tuple[int, int]:
+    """Idle (waiting for disks included) and total, since the machine started."""
+    fields = [int(f) for f in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return fields[3] + fields[4], sum(fields)
+
+
+def tree_pss_bytes(root: int) -> tuple[int, int]:
+    """Memory of a process and all its descendants, and their number. What several of them share counts once (proportional set size)."""
+    tree = _tree(root)
+    return sum(map(_pss_bytes, tree)), len(tree)
+
+
+def tree_cpu_s(root: int) -> float:
+    """CPU seconds of a process and all its descendants so far, ended ones included: unlike elapsed time, no neighbour lengthens it much."""
+    ticks = sum(sum(int(f) for f in fields[11:15]) for fields in _tree(root).values())
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _tree(root: int) -> dict[int, list[str]]:
+    """The fields of /proc/PID/stat after the name, of a process and all its descendants."""
+    every = {int(p.name): fields for p in Path("/proc").iterdir() if p.name.isdigit() and (fields := _stat(p))}
+    tree, found = set[int](), {root}
+    while found:
+        tree |= found
+        found = {pid for pid, fields in every.items() if int(fields[1]) in found} - tree
+    return {pid: every[pid] for pid in tree if pid in every}
+
+
+def _stat(process: Path) -> list[str]:
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it ended meanwhile
+        return []
+
+
+def _pss_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)

@@ -1,0 +1,240 @@
+"""Packing and training at the same time, with stages that only pretend: order of the manifests, and who ends whom."""
+
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from conftest import run_data
+from zhlm import pipeline
+from zhlm.config.schema import RunConfig
+from zhlm.display import Display
+from zhlm.errors import ClusterError, ConfigError, CorpusError, RunError, TrainError
+from zhlm.records import Progress, Report
+from zhlm.storage import Run
+
+Job = Callable[[RunConfig, Report], dict[str, Any]]
+MOST = {"CPU": 3.0}
+
+
+class Stages:
+    """Stands in for the jobs; says which ran, with which config."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self._monkeypatch = folder, monkeypatch
+        self.ran: list[str] = []
+        for name in ("zh.txt", "en.txt"):
+            (folder / name).write_text("text\n", encoding="utf-8")
+        self.most: dict[str, float] | None = MOST
+        cluster = ModuleType("zhlm.cluster")
+        vars(cluster).update(connected=nullcontext, check_capacity=lambda config: None, most_resources=lambda: self.most)
+        monkeypatch.setitem(sys.modules, "zhlm.cluster", cluster)
+        for stage in ("pack", "train", "export", "evaluate"):
+            self.job(stage, lambda config, report: {})
+
+    def job(self, stage: str, run: Job) -> None:
+        def noted(config: RunConfig, report: Report) -> dict[str, Any]:
+            self.ran.append(stage)
+            return run(config, report)
+
+        module = ModuleType(f"zhlm.{stage}.job")
+        vars(module).update(run=noted)
+        self._monkeypatch.setitem(sys.modules, f"zhlm.{stage}.job", module)
+
+    def run(self, *stages: str, **train: Any) -> Run:
+        config = self.config(**train)
+        with Display(io.StringIO()) as display:
+            pipeline.run_stages(config, Run.of(config), stages or ("pack", "train", "export", "evaluate"), display)  # type: ignore[arg-type]
+        return Run.of(config)
+
+    def config(self, **train: Any) -> RunConfig:
+        data = run_data(self.folder, **{"start": "with_packing", **train})
+        return RunConfig.model_validate_json(json.dumps(data))
+
+
+@pytest.fixture
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stages:
+    return Stages(tmp_path, monkeypatch)
+
+
+def soon(event: threading.Event) -> None:
+    assert event.wait(10), "the other stage does not run"
+
+
+def nobody_is_left() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "zhlm-beside":
+            thread.join(1)
+            assert not thread.is_alive()
+
+
+def until_stopped(report: Report) -> None:
+    for done in range(100_000):
+        report(Progress("pack", done, 100_000, "shards"))
+        time.sleep(0.01)
+
+
+def test_both_run_at_once_and_the_manifest_of_training_comes_last(stages: Stages) -> None:
+    packs, trained = threading.Event(), threading.Event()
+    seen: dict[str, Any] = {}
+
+    def pack(config: RunConfig, report: Report) -> dict[str, Any]:
+        seen["pack_tasks"] = config.resources.pack_tasks
+        packs.set()
+        soon(trained)
+        time.sleep(0.2)
+        seen["train_manifest_while_packing"] = (Run.of(config).checkpoints / "manifest.json").exists()
+        return {"summary": "packed"}
+
+    def train(config: RunConfig, report: Report) -> dict[str, Any]:
+        soon(packs)
+        trained.set()
+        return {}
+
+    stages.job("pack", pack)
+    stages.job("train", train)
+    run = stages.run()
+    assert seen == {"pack_tasks": 1, "train_manifest_while_packing": False}, "two workers leave one of three CPUs"
+    assert sorted(stages.ran[:2]) == ["pack", "train"] and stages.ran[2:] == ["export", "evaluate"]
+    assert run.manifest("train")["reads"]["from"] == {"pack": run.manifest("pack")["key"]}
+    stages.ran.clear()
+    stages.run()
+    stages.run(start="after_packing")
+    assert stages.ran == [], "the same keys as one after the other"
+
+
+def test_a_failure_of_packing_ends_training_and_is_what_is_told(stages: Stages) -> None:
+    def pack(config: RunConfig, report: Report) -> dict[str, Any]:
+        raise CorpusError("corpus: zh.txt line 3 is broken")
+
+    def train(config: RunConfig, report: Report) -> dict[str, Any]:
+        time.sleep(60)
+        return {}
+
+    stages.job("pack", pack)
+    stages.job("train", train)
+    started_s = time.monotonic()
+    with pytest.raises(CorpusError, match="line 3"):
+        stages.run()
+    assert time.monotonic() - started_s < 10
+    run = Run.of(stages.config())
+    assert not any((place / "manifest.json").exists() for place in (run.blocks, run.checkpoints))
+
+
+@pytest.mark.parametrize("error", [TrainError("train: step 3 has a loss of nan"), KeyboardInterrupt()])
+def test_a_failure_of_training_ends_packing_at_its_next_report(stages: Stages, error: BaseException) -> None:
+    packs = threading.Event()
+
+    def pack(config: RunConfig, report: Report) -> dict[str, Any]:
+        packs.set()
+        until_stopped(report)
+        return {}
+
+    def train(config: RunConfig, report: Report) -> dict[str, Any]:
+        soon(packs)
+        raise error
+
+    stages.job("pack", pack)
+    stages.job("train", train)
+    with pytest.raises(type(error)):
+        stages.run()
+    nobody_is_left()
+
+
+def test_ctrl_c_while_only_packing_is_left(stages: Stages) -> None:
+    def pack(config: RunConfig, report: Report) -> dict[str, Any]:
+        threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        until_stopped(report)
+        return {}
+
+    stages.job("pack", pack)
+    with pytest.raises(KeyboardInterrupt):
+        stages.run()
+    nobody_is_left()
+
+
+def test_a_second_attempt_goes_on_with_both_and_forgets_the_dead_packer(stages: Stages) -> None:
+    def pack(config: RunConfig, report: Report) -> dict[str, Any]:
+        blocks = Run.of(config).blocks
+        for name in ("plan.json", "packer.json", "ledger.jsonl"):
+            (blocks / name).write_text("old")
+        raise CorpusError("once")
+
+    def train(config: RunConfig, report: Report) -> dict[str, Any]:
+        (Run.of(config).checkpoints / "step_00000001" / "progress.json").write_text("{}")
+        time.sleep(60)
+        return {}
+
+    stages.job("pack", pack)
+    stages.job("train", train)
+    with pytest.raises(CorpusError):
+        stages.run()
+    left: dict[str, list[str]] = {}
+
+    def look(config: RunConfig, report: Report) -> dict[str, Any]:
+        left["train"], left["pack"] = Run.of(config).checkpoints.names(), Run.of(config).blocks.names()
+        return {}
+
+    stages.job("pack", lambda config, report: {})
+    stages.job("train", look)
+    stages.run()
+    assert "step_00000001" in left["train"] and "ledger.jsonl" in left["pack"]
+    assert "packer.json" not in left["pack"] and "plan.json" not in left["pack"]
+
+
+def test_finished_training_is_not_repeated_when_its_blocks_are_packed_again(stages: Stages) -> None:
+    run = stages.run()
+    (run.blocks / "manifest.json").delete()
+    stages.ran.clear()
+    stages.run()
+    assert stages.ran == ["pack"]
+
+
+def test_small_corpora_and_full_clusters_go_one_after_the_other(stages: Stages) -> None:
+    order: list[str] = []
+    stages.job("pack", lambda config, report: {"n": order.append(f"pack {config.resources.pack_tasks}")})
+    stages.job("train", lambda config, report: {"n": order.append("train")})
+    stages.run(start="auto")
+    assert order == ["pack 2", "train"]
+
+
+def test_what_cannot_be_is_refused_before_any_work(stages: Stages) -> None:
+    with pytest.raises(ConfigError, match=r"set train\.steps instead of train\.epochs"):
+        stages.run(steps=None, epochs=1.0)
+    stages.most = {"CPU": 2.0}
+    with pytest.raises(ClusterError, match="expected 1 more for packing"):
+        stages.run()
+    assert stages.ran == []
+
+
+def test_a_stage_alone_refuses_what_was_made_for_something_else(stages: Stages) -> None:
+    with pytest.raises(RunError, match="has no finished pack stage"):
+        stages.run("train")
+    stages.run()
+    stages.ran.clear()
+    stages.run("train")
+    assert stages.ran == []
+    data = stages.config().model_dump(mode="json")
+    changed = RunConfig.model_validate_json(json.dumps(data | {"pack": data["pack"] | {"block_tokens": 16}}))
+    with Display(io.StringIO()) as display:
+        with pytest.raises(
+            RunError, match=r"train: the pack stage of .* was done for something else: pack\.block_tokens: 32 -> 16; run"
+        ) as told:
+            pipeline.run_stages(changed, Run.of(changed), ("train",), display)
+        assert "\n" not in str(told.value)
+        pipeline.run_stages(changed, Run.of(changed), ("pack",), display)
+    (stages.folder / "zh.txt").write_text("other text\n", encoding="utf-8")
+    with pytest.raises(RunError, match=r"train: the pack stage .* changed; run `python -m ray_jobs\.pack`"):
+        stages.run("train")
+    with pytest.raises(RunError, match=r"export: the train stage of .* train\.learning_rate: 0\.01 -> 0\.5"):
+        stages.run("export", learning_rate=0.5)

@@ -1,0 +1,171 @@
+"""From a config's streams to the parts that are packed: their keys, the fate of every document, and what is refused before any work."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zhlm.blocks.store import Plan, Planned, Split
+from zhlm.config.schema import PackConfig, RunConfig, StreamConfig
+from zhlm.corpus.files import SourceFile
+from zhlm.corpus.parts import parts_of
+from zhlm.corpus.streams import files_of, held_out_of
+from zhlm.errors import ConfigError, CorpusError
+from zhlm.pack.split import Fate, Fates, decide
+from zhlm.pack.survey import Survey
+from zhlm.pack.tasks import PackTask, Settings, Source, SurveyTask
+from zhlm.storage import digest
+
+RECIPE_VERSION = 1
+"""Raised when the same settings and files give other blocks than before."""
+
+
+@dataclass
+class Stream:
+    """A stream on its way through the stage."""
+
+    config: StreamConfig
+    training: list[Source]
+    held_out: list[Source]
+    surveys: dict[str, Survey] = field(default_factory=dict)
+    """By the key of the source part."""
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    def surveyed(self, sources: Sequence[Source]) -> list[Survey]:
+        return [self.surveys[s.part.key] for s in sources]
+
+
+def find_stream(stream: StreamConfig, config: RunConfig, resolve: Callable[[str], str]) -> Stream:
+    """The parts of a stream. Raises: CorpusError or ConfigError for a stream that can't give both splits."""
+    training, held_out = files_of(stream, resolve), held_out_of(stream, resolve)
+    if not training:
+        raise CorpusError(f"pack: every file of stream {stream.name} is also in its held_out; name other files in one of the two")
+    if not held_out and config.pack.validation_share == 0:
+        raise ConfigError(
+            f"pack: stream {stream.name} has no held_out files and pack.validation_share is 0, "
+            "expected one of the two for validation; set pack.validation_share: 0.01"
+        )
+
+    def sources(files: Sequence[SourceFile]) -> list[Source]:
+        parts = parts_of(files, config.pack.shard_bytes)
+        return [Source(stream.name, stream.role, part, stream.field, config.pack.clean) for part in parts]
+
+    return Stream(stream, sources(training), sources(held_out))
+
+
+def survey_tasks(stream: Stream, pack: PackConfig, store: str) -> list[SurveyTask]:
+    """The parts whose documents must be known before any is packed: all of them where copies are looked for, else the held-out ones."""
+    everything = pack.deduplicate or pack.near_duplicates is not None
+    sources = [*stream.training, *stream.held_out] if everything else stream.held_out
+    near = pack.near_duplicates is not None
+    return [SurveyTask(source, store, digest({"survey": RECIPE_VERSION, "near": near} | _content(source)), near) for source in sources]
+
+
+def recipe_of(settings: Settings, tokenizer_digest: str, pack: PackConfig) -> dict[str, Any]:
+    """Everything but the files that decides the blocks, in plain words."""
+    return {
+        "version": RECIPE_VERSION,
+        "tokenizer": tokenizer_digest,
+        "engine": settings.engine,
+        "vocabulary": settings.vocabulary,
+        "block_tokens": settings.block_tokens,
+        "packing": settings.packing,
+        "start_id": settings.start_id,
+        "end_id": settings.end_id,
+        "clean": pack.clean.model_dump(mode="json"),
+        "deduplicate": pack.deduplicate,
+        "near_duplicates": pack.near_duplicates,
+        "shard_bytes": pack.shard_bytes,
+        "validation_share": pack.validation_share,
+    }
+
+
+def pack_tasks(stream: Stream, pack: PackConfig, recipe: dict[str, Any]) -> list[PackTask]:
+    """What to pack, with the fate of every document that the survey knows. Training parts come first, then the held-out ones."""
+    of_training: tuple[Split, ...] = ("train",) if stream.held_out else ("train", "validation")
+    if pack.deduplicate or pack.near_duplicates is not None:
+        fates = _decide(stream, pack)
+        training = [_decided(s, of_training, f, recipe) for s, f in zip(stream.training, fates, strict=False)]
+        return training + [_decided(s, ("validation",), f, recipe) for s, f in zip(stream.held_out, fates[len(training) :], strict=True)]
+    held_out = stream.surveyed(stream.held_out)
+    hashes = np.concatenate([np.empty((0, 2), np.uint64), *(s.hashes_N2 for s in held_out)])
+    share = 0.0 if stream.held_out else pack.validation_share
+    every = [np.full(len(s.hashes_N2), Fate.VALIDATION, np.uint8) for s in held_out]
+    return [
+        *(_undecided(source, of_training, share, hashes, recipe) for source in stream.training),
+        *(_decided(source, ("validation",), fates, recipe) for source, fates in zip(stream.held_out, every, strict=True)),
+    ]
+
+
+def _content(source: Source) -> dict[str, Any]:
+    """What a part's cleaned texts depend on."""
+    return {"part": source.part.key, "field": source.field, "role": source.role, "clean": source.clean.model_dump(mode="json")}
+
+
+def _key(source: Source, splits: Sequence[Split], recipe: dict[str, Any], decided: Any) -> str:
+    """Two runs that share it share the blocks: how the fates were decided does not matter, only what they are."""
+    packing = {k: recipe[k] for k in ("version", "tokenizer", "engine", "block_tokens", "packing", "start_id", "end_id")}
+    return digest({"packing": packing, "splits": list(splits), "decided": decided} | _content(source))
+
+
+def _decided(source: Source, splits: tuple[Split, ...], fates: Fates, recipe: dict[str, Any]) -> PackTask:
+    return PackTask(source, _key(source, splits, recipe, hashlib.sha256(fates.tobytes()).hexdigest()), splits, fates)
+
+
+def _undecided(
+    source: Source, splits: tuple[Split, ...], share: float, held_out_N2: npt.NDArray[np.uint64], recipe: dict[str, Any]
+) -> PackTask:
+    key = _key(source, splits, recipe, [share, hashlib.sha256(held_out_N2.tobytes()).hexdigest()])
+    return PackTask(source, key, splits, None, share, held_out_N2)
+
+
+def _decide(stream: Stream, pack: PackConfig) -> list[Fates]:
+    """Fates of the documents in the training and then the held-out parts; a stream that leaves a split empty is refused."""
+    training, held_out = stream.surveyed(stream.training), stream.surveyed(stream.held_out)
+    of_training, of_held_out = decide(
+        [s.hashes_N2 for s in training],
+        [s.hashes_N2 for s in held_out],
+        share=pack.validation_share,
+        deduplicate=pack.deduplicate,
+        near=pack.near_duplicates,
+        training_signatures=[s.signatures_NK for s in training],
+        held_out_signatures=[s.signatures_NK for s in held_out],
+    )
+    every = np.concatenate([*of_training, *of_held_out])
+    dropped: Counter[str] = Counter()
+    for survey in [*training, *held_out]:
+        dropped.update(survey.dropped)
+    read = sum(s.documents for s in [*training, *held_out])
+    counts = {fate: int((every == fate).sum()) for fate in Fate}
+    refuse_empty(stream, pack, training=counts[Fate.TRAIN], validation=counts[Fate.VALIDATION], read=read, dropped=dropped)
+    return [*of_training, *of_held_out]
+
+
+def refuse_empty(stream: Stream, pack: PackConfig, *, training: int, validation: int, read: int, dropped: Mapping[str, int]) -> None:
+    """Raises: CorpusError when a stream has no document to train on, or none to validate on."""
+    counted, name = f"{read} documents read" + "".join(f", {reason}: {count}" for reason, count in sorted(dropped.items())), stream.name
+    if not training:
+        remedy = (
+            "name text that is not in held_out" if read > sum(dropped.values()) + validation else "name more text, or loosen pack.clean"
+        )
+        raise CorpusError(f"pack: stream {name} has nothing to train on ({counted}), expected at least one document; {remedy}")
+    if validation:
+        return
+    if stream.held_out:
+        raise CorpusError(f"pack: the held_out files of stream {name} keep no document ({counted}); name others or loosen pack.clean")
+    raise CorpusError(
+        f"pack: validation_share {pack.validation_share} holds out none of the {training} documents of stream {name}, "
+        f"expected at least one; set pack.validation_share: {min(0.5, 5 / training):.2g}, or name held_out files"
+    )
+
+
+def make_plan(tasks: Mapping[str, Sequence[PackTask]], recipe: dict[str, Any]) -> Plan:
+    """The plan of a run, from every stream's tasks."""
+    return Plan(recipe, {name: tuple(Planned(t.key, t.source.part.source, t.splits) for t in each) for name, each in tasks.items()})

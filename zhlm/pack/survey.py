@@ -1,0 +1,78 @@
+"""What the documents of a part are, without their text: hashes, and signatures where near duplicates are looked for.
+
+Kept in the block store under a key of the part's content and the cleaning rules, so that a packer that was killed, or another run on the
+same corpus, does not read it again. Shape letters: N documents that cleaning keeps, K numbers of a signature.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zhlm.pack.dedup import Hashes, hashes_of
+from zhlm.pack.near import signatures
+from zhlm.storage import Place, storage_errors
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Of one part."""
+
+    documents: int
+    """Read, dropped ones included."""
+    dropped: dict[str, int]
+    """By cleaning, by reason."""
+    hashes_N2: Hashes
+    signatures_NK: npt.NDArray[Any] | None
+
+    @staticmethod
+    def of_texts(texts: Sequence[str], with_signatures: bool) -> "Survey":
+        """Of cleaned texts."""
+        return Survey(0, {}, hashes_of(texts), signatures(texts) if with_signatures else None)
+
+    @staticmethod
+    def joined(surveys: Sequence["Survey"], documents: int, dropped: dict[str, int]) -> "Survey":
+        """Of batches, in order, and the counts of all of them."""
+        hashes = np.concatenate([np.empty((0, 2), np.uint64), *(s.hashes_N2 for s in surveys)])
+        parts = [s.signatures_NK for s in surveys if s.signatures_NK is not None]
+        return Survey(documents, dropped, hashes, np.concatenate(parts) if parts else None)
+
+
+def _place(store: Place, key: str) -> Place:
+    return store / key[:2] / f"{key}.survey.arrow"
+
+
+def save_survey(store: Place, key: str, survey: Survey) -> None:
+    """Write it so that a reader sees all of it or nothing."""
+    facts = {"documents": survey.documents, "dropped": survey.dropped}
+    columns = {"hash_0": pa.array(survey.hashes_N2[:, 0]), "hash_1": pa.array(survey.hashes_N2[:, 1])}
+    if survey.signatures_NK is not None:
+        flat = pa.array(np.ascontiguousarray(survey.signatures_NK).reshape(-1))
+        columns["signature"] = pa.FixedSizeListArray.from_arrays(flat, survey.signatures_NK.shape[1])
+    table = pa.table(columns).replace_schema_metadata({"zhlm": json.dumps(facts)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    _place(store, key).write_bytes(sink.getvalue())
+
+
+def load_survey(store: Place, key: str) -> Survey | None:
+    """None when nobody has made it yet."""
+    place = _place(store, key)
+    if not place.exists():
+        return None
+    with storage_errors("reading", place):
+        filesystem, path = place._open()
+        with filesystem.open_input_file(path) as file:
+            table = pa.ipc.open_file(file).read_all().combine_chunks()
+    facts = json.loads(table.schema.metadata[b"zhlm"])
+    hashes = np.stack([table.column(name).to_numpy() for name in ("hash_0", "hash_1")], axis=1)
+    found = None
+    if "signature" in table.column_names:
+        column = table.column("signature").combine_chunks()
+        found = column.flatten().to_numpy().reshape(len(column), -1)
+    return Survey(facts["documents"], facts["dropped"], hashes, found)

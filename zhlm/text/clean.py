@@ -1,0 +1,89 @@
+"""Cleaning, the one way in: a text or a batch of them comes in; the cleaned texts, each with the reason to drop it or None, go out."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from opencc import OpenCC
+
+from zhlm.config.schema import CleanConfig
+from zhlm.text.boilerplate import without_boilerplate
+from zhlm.text.normalise import EDGES, normalise, normalise_spaces
+from zhlm.text.reject import Reason, Role, broken_share, rejection
+from zhlm.text.screen import SCREEN_CHARACTERS, screen, with_boilerplate
+
+
+def clean(text: str, config: CleanConfig, role: Role) -> tuple[str, Reason | None]:
+    """The cleaned text, and why it is dropped; None to keep it."""
+    if config.normalise:
+        text = text.strip(EDGES)
+    if config.max_broken_share < 1 and broken_share(text) > config.max_broken_share:
+        return text, "broken_encoding"
+    if config.normalise:
+        text = normalise(text)
+    if config.to_simplified:
+        text = _simplifier().convert(text)
+    text, reason = _without_boilerplate(text, config)
+    return text, reason or rejection(text, config, role)
+
+
+def clean_batch(texts: Sequence[str], config: CleanConfig, role: Role) -> tuple[list[str], list[Reason | None]]:
+    """`clean` of every text, faster: most texts need nothing, and that is seen for thousands of them at once."""
+    cleaned: list[str] = []
+    reasons: list[Reason | None] = []
+    portion: list[str] = []
+    characters = 0
+    for text in texts:
+        if characters + len(text) > SCREEN_CHARACTERS and portion:
+            _clean_portion(portion, config, role, cleaned, reasons)
+            portion, characters = [], 0
+        portion.append(text)
+        characters += len(text)
+    _clean_portion(portion, config, role, cleaned, reasons)
+    return cleaned, reasons
+
+
+def _clean_portion(texts: list[str], config: CleanConfig, role: Role, cleaned: list[str], reasons: list[Reason | None]) -> None:
+    """Append the cleaned texts and the reasons."""
+    if config.to_simplified or sum(map(len, texts)) > SCREEN_CHARACTERS:  # the latter is a single text, looked at without numpy
+        for text in texts:
+            one, reason = clean(text, config, role)
+            cleaned.append(one)
+            reasons.append(reason)
+        return
+    if config.normalise:
+        texts = [text.strip(EDGES) for text in texts]
+    found: dict[int, Reason | None] = {}
+    screened = screen(texts, config, role)
+    judge_N = screened.judge_N | screened.spaces_N | screened.little_han_N
+    for at in np.flatnonzero(screened.spaces_N & ~screened.characters_N).tolist():
+        texts[at] = normalise_spaces(texts[at])
+    for at in np.flatnonzero(screened.characters_N).tolist():
+        texts[at], found[at] = clean(texts[at], config, role)
+    for at in with_boilerplate(texts) if config.boilerplate else []:
+        if at not in found:
+            texts[at], reason = _without_boilerplate(texts[at], config)
+            found[at] = reason or rejection(texts[at], config, role)
+    for at in np.flatnonzero(judge_N).tolist():
+        if at not in found:  # a Han share that is high enough need not be counted again
+            found[at] = rejection(texts[at], config, role if screened.little_han_N[at] else "old")
+    cleaned += texts
+    reasons += [found.get(at) for at in range(len(texts))]
+
+
+def _without_boilerplate(text: str, config: CleanConfig) -> tuple[str, Reason | None]:
+    left = without_boilerplate(text) if config.boilerplate else text
+    if left == text:
+        return text, None
+    if not left or left.isspace():
+        return text, "boilerplate"
+    return normalise(left) if config.normalise else left, None
+
+
+@lru_cache(maxsize=1)
+def _simplifier() -> OpenCC:
+    """Traditional to simplified, by words where characters are ambiguous.
+
+    Japanese new forms are not traditional Chinese and stay, but old forms in Japanese text become simplified Chinese.
+    """
+    return OpenCC("t2s")
