@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: run test check serve clean
+.PHONY: run test chaos check serve clean
 
 run: $(INSTALLED)  ## Set up, then teach a tiny English model Chinese on the offline sample
 	$(BIN)/zhlm run configs/sample.yaml
@@ -12,6 +12,9 @@ test: $(INSTALLED)  ## Set up, then all checks and tests
 	scripts/check
 	scripts/browser >/dev/null
 	$(BIN)/python -m pytest tests/integration
+
+chaos: $(INSTALLED)  ## Kill packers and trainers 20 times each, and prove that nothing is lost, doubled or changed
+	ZHLM_KILLS=20 $(BIN)/python -m pytest tests/integration/test_chaos.py
 
 check: $(INSTALLED)  ## Format, lint, types, import contract, unit tests
 	scripts/check

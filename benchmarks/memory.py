@@ -1,7 +1,7 @@
 """How much memory packing takes: a corpus ten times the object store, one document of 500 MB as JSONL, and the same as a text file.
 
-Each is packed by a process of its own; meanwhile the proportional set sizes of it and of all its Ray processes are added up every 0.2 s. The
-last line printed is the result, as JSON.
+Each is packed by a process of its own; meanwhile the proportional set sizes of it and of all its Ray processes are added up every 0.2 s.
+The last line printed is the result, as JSON.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""How fast training blocks are read in the order of training, against what one GPU needs; and how much memory mapping the first touch costs.
+"""How fast training blocks are read in the order of training, against what one GPU needs.
 
 The corpus is packed into blocks of 4,096 first. The last line printed is the result, as JSON.
 """

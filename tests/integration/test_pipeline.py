@@ -188,22 +188,31 @@ class Overlapping:
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [r for r in rows if "loss_nats" in r]
 
+    def interrupt_after(self, steps: int, timeout_s: float = 200) -> None:
+        """Start, press Ctrl-C when so many steps are done, and wait until nothing of it is left."""
+        process = self.start()
+        deadline = time.monotonic() + timeout_s
+        while len(self.rows()) < steps:
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130 and "interrupted; the same command goes on from here" in output
+        _wait_for_ray_to_end(process.pid)
 
-def test_training_begins_while_packing_and_stops_and_goes_on_with_it(tmp_path: Path) -> None:
-    both = Overlapping(tmp_path, lines=90_000)
-    process = both.start()
-    deadline = time.monotonic() + 200
-    while len(both.rows()) < 6:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted; the same command goes on from here" in output
+
+def test_the_first_step_comes_before_a_fifth_is_packed(tmp_path: Path) -> None:
+    """Packing all of this takes minutes; nobody waits for it."""
+    both = Overlapping(tmp_path, lines=120_000)
+    both.interrupt_after(1)
     assert both.rows()[0]["packed_share"] < 0.2
-    _wait_for_ray_to_end(process.pid)
 
-    output, _ = both.start().communicate(timeout=300)
-    assert output.count("goes on where it stopped") == 2 and "pack      done in" in output and "train     done in" in output, output
+
+def test_packing_and_training_stop_and_go_on_together(tmp_path: Path) -> None:
+    both = Overlapping(tmp_path, lines=12_000)
+    both.interrupt_after(6)
+    output, _ = both.start().communicate(timeout=200)
+    assert "train     goes on where it stopped" in output and "train     done in" in output, output
     later, _ = both.start("name=later", "train.start=after_packing").communicate(timeout=200)
     assert later.index("pack      done in") < later.index("train     starts"), later
     assert [r["step"] for r in both.rows()] == list(range(1, 21))

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -102,8 +103,8 @@ class ShardWriter:
     def __init__(self, store: Place, key: str, split: Split, block_tokens: int, vocabulary: int) -> None:
         self._name = f"{key[:2]}/{key}.{split}.arrow"
         self._final = store / self._name
-        # Two packers may be at the same part, and one may have died here before.
-        self._place = self._final if self._final.remote else store / key[:2] / f".{key}.{split}.{os.getpid()}"
+        # Two packers may be at the same part, on machines whose process numbers are the same, and one may have died here before.
+        self._place = self._final if self._final.remote else store / key[:2] / f".{key}.{split}.{uuid.uuid4().hex[:8]}"
         self._schema = block_schema(block_tokens, vocabulary)
         self._dtype, self._block_tokens, self._blocks = id_dtype(vocabulary), block_tokens, 0
         with storage_errors("writing", self._place):

@@ -46,7 +46,7 @@ def reads(config: RunConfig, stage: Stage) -> dict[str, Any]:
     return {"evaluate": full["evaluate"]}
 
 
-def trains_while_packing(config: RunConfig, source_bytes: int, most: Mapping[str, float] | None) -> bool:
+def trains_while_packing(config: RunConfig, source_bytes: float, most: Mapping[str, float] | None) -> bool:
     """Whether training begins on the first packed blocks, given its source bytes and what the cluster can have at most (None: unknown).
 
     Raises: ConfigError or ClusterError when the config asks for it and it cannot be.

@@ -8,7 +8,7 @@ nor their timing, nor the names or the listing order of the files, changes a byt
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from zhlm.blocks.order import packing_order
 from zhlm.blocks.store import Ledger, Part, beat, find_part, write_plan
 from zhlm.config.schema import RunConfig
-from zhlm.corpus.read import read_piece
+from zhlm.corpus.read import read_piece, text_field
 from zhlm.errors import ConfigError, DeadlineError, ZhlmError
 from zhlm.model.load import load_model_config, local_folder, model_positions
 from zhlm.pack.finish import finish
@@ -60,7 +60,7 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
         settings, engine, recipe = _prepare(config, place, streams)
         surveying = [(s, t) for s in streams for t in survey_tasks(s, config.pack, str(place.store))]
         _survey_all(surveying, config, told)
-        tasks = {s.name: pack_tasks(s, config.pack, recipe) for s in streams}
+        tasks = pack_tasks(streams, config.pack, recipe)
         write_plan(place.blocks, make_plan(tasks, recipe))
         parts = _pack_all(streams, tasks, settings, config, place, told)
         facts = {s.name: _finish(s, parts[s.name], place, config) for s in streams}
@@ -178,7 +178,8 @@ def _finish(stream: Stream, parts: list[Part], place: Run, config: RunConfig) ->
     facts = finish(place.blocks / stream.name, place.store, parts, config.pack.block_tokens)
     training, validation = facts["train"]["documents"], facts["validation"]["documents"]
     refuse_empty(stream, config.pack, training=training, validation=validation, read=facts["documents_in"], dropped=facts["dropped"])
-    return facts
+    first = stream.training[0]
+    return {"field": text_field(first.part.pieces[0].file, first.field) or None} | facts
 
 
 def _on_every_part(
@@ -252,33 +253,36 @@ def _heartbeat(blocks: Place) -> Iterator[None]:
 
 
 class _Told:
-    """Progress in shards; where there is a survey, it is the first half of each."""
+    """Progress in shards; where all of them are surveyed first, that is half of the work on each."""
 
     def __init__(self, report: Report, streams: Sequence[Stream]) -> None:
-        self._report, self._total = report, sum(len(s.training) + len(s.held_out) for s in streams)
-        self._source_bytes = sum(t.part.size_bytes for s in streams for t in [*s.training, *s.held_out])
-        self._done = self._surveyed = 0.0
-        self._documents = self._tokens = self._reused = 0
+        sources = [source for s in streams for source in [*s.training, *s.held_out]]
+        self._report, self._total = report, len(sources)
+        self._source_bytes = sum(source.part.size_bytes for source in sources)
+        self._done, self._per_shard = 0.0, 1.0
+        self._documents = self._tokens = self._reused = self._tokens_reused = 0
         self._started_s = self._packing_s = time.monotonic()
         self._tell({"step": "looking"})
 
     def surveyed(self, of: int, found: Survey) -> None:
+        if of == self._total:
+            self._per_shard = 0.5
+            self._done += 0.5
         self._documents += found.documents
-        self._surveyed += self._total / of / 2
         self._packing_s = time.monotonic()
         self._tell({"step": "reading", "documents": self._documents})
 
-    def reused(self, parts: Any) -> None:
+    def reused(self, parts: Iterable[Part]) -> None:
         for part in parts:
             self._reused += 1
+            self._done += self._per_shard
             self._tokens += sum(s.tokens for s in part.shards.values())
-        self._before = self._tokens
-        self._done = self._reused * self._weight()
+        self._tokens_reused = self._tokens
 
     def packed(self, part: Part) -> None:
-        self._done += self._weight()
+        self._done += self._per_shard
         self._tokens += sum(s.tokens for s in part.shards.values())
-        rate = (self._tokens - self._before) / max(time.monotonic() - self._packing_s, 1e-3)
+        rate = (self._tokens - self._tokens_reused) / max(time.monotonic() - self._packing_s, 1e-3)
         reused = {"reused": self._reused} if self._reused else {}
         self._tell({"step": "packing", "tokens": self._tokens, "tokens_per_s": round(rate), **reused})
 
@@ -287,8 +291,5 @@ class _Told:
         reused = f", {self._reused} of {self._total} shards reused" if self._reused else ""
         return f"{self._tokens:,} tokens in {self._total} shards, {rate:.1f} MB/s{reused}"
 
-    def _weight(self) -> float:
-        return 0.5 if self._surveyed else 1.0
-
     def _tell(self, facts: dict[str, float | int | str]) -> None:
-        self._report(Progress("pack", self._surveyed + self._done, self._total, "shards", facts))
+        self._report(Progress("pack", self._done, self._total, "shards", facts))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zhlm.blocks.store import Plan, Planned, Split
 from zhlm.config.schema import PackConfig, RunConfig, StreamConfig
@@ -15,13 +14,16 @@ from zhlm.corpus.files import SourceFile
 from zhlm.corpus.parts import parts_of
 from zhlm.corpus.streams import files_of, held_out_of
 from zhlm.errors import ConfigError, CorpusError
-from zhlm.pack.split import Fate, Fates, decide
+from zhlm.pack.dedup import Hashes, among
+from zhlm.pack.split import Fate, Fates, decide, held_out_by_hash
 from zhlm.pack.survey import Survey
 from zhlm.pack.tasks import PackTask, Settings, Source, SurveyTask
 from zhlm.storage import digest
 
 RECIPE_VERSION = 1
 """Raised when the same settings and files give other blocks than before."""
+
+_NONE: Hashes = np.empty((0, 2), np.uint64)
 
 
 @dataclass
@@ -87,21 +89,33 @@ def recipe_of(settings: Settings, tokenizer_digest: str, pack: PackConfig) -> di
     }
 
 
-def pack_tasks(stream: Stream, pack: PackConfig, recipe: dict[str, Any]) -> list[PackTask]:
-    """What to pack, with the fate of every document that the survey knows. Training parts come first, then the held-out ones."""
-    of_training: tuple[Split, ...] = ("train",) if stream.held_out else ("train", "validation")
-    if pack.deduplicate or pack.near_duplicates is not None:
-        fates = _decide(stream, pack)
-        training = [_decided(s, of_training, f, recipe) for s, f in zip(stream.training, fates, strict=False)]
-        return training + [_decided(s, ("validation",), f, recipe) for s, f in zip(stream.held_out, fates[len(training) :], strict=True)]
-    held_out = stream.surveyed(stream.held_out)
-    hashes = np.concatenate([np.empty((0, 2), np.uint64), *(s.hashes_N2 for s in held_out)])
+def pack_tasks(streams: Sequence[Stream], pack: PackConfig, recipe: dict[str, Any]) -> dict[str, list[PackTask]]:
+    """What to pack of each stream, with the fate of every document that the survey knows. Training parts first, then the held-out ones."""
+    validation = [_validation_hashes(stream, pack) for stream in streams]
+    tasks = {}
+    for n, stream in enumerate(streams):
+        elsewhere = np.concatenate([_NONE, *validation[:n], *validation[n + 1 :]])
+        of_training: tuple[Split, ...] = ("train",) if stream.held_out else ("train", "validation")
+        if pack.deduplicate or pack.near_duplicates is not None:
+            fates = _decide(stream, pack, elsewhere)
+            training = [_decided(source, of_training, f, recipe) for source, f in zip(stream.training, fates, strict=False)]
+        else:
+            share = 0.0 if stream.held_out else pack.validation_share
+            known = np.concatenate([validation[n], elsewhere])
+            training = [_undecided(source, of_training, share, known, recipe) for source in stream.training]
+            fates = [np.full(len(s.hashes_N2), Fate.VALIDATION, np.uint8) for s in stream.surveyed(stream.held_out)]
+        of_held_out = fates[len(fates) - len(stream.held_out) :]
+        held_out = [_decided(source, ("validation",), f, recipe) for source, f in zip(stream.held_out, of_held_out, strict=True)]
+        tasks[stream.name] = training + held_out
+    return tasks
+
+
+def _validation_hashes(stream: Stream, pack: PackConfig) -> Hashes:
+    """Of the documents that the stream validates on, as far as they are surveyed: no other stream may train on them."""
     share = 0.0 if stream.held_out else pack.validation_share
-    every = [np.full(len(s.hashes_N2), Fate.VALIDATION, np.uint8) for s in held_out]
-    return [
-        *(_undecided(source, of_training, share, hashes, recipe) for source in stream.training),
-        *(_decided(source, ("validation",), fates, recipe) for source, fates in zip(stream.held_out, every, strict=True)),
-    ]
+    surveyed = [stream.surveys[s.part.key].hashes_N2 for s in stream.training if s.part.key in stream.surveys]
+    by_hash = [hashes[held_out_by_hash(hashes, share)] for hashes in surveyed]
+    return np.concatenate([_NONE, *by_hash, *(s.hashes_N2 for s in stream.surveyed(stream.held_out))])
 
 
 def _content(source: Source) -> dict[str, Any]:
@@ -119,14 +133,12 @@ def _decided(source: Source, splits: tuple[Split, ...], fates: Fates, recipe: di
     return PackTask(source, _key(source, splits, recipe, hashlib.sha256(fates.tobytes()).hexdigest()), splits, fates)
 
 
-def _undecided(
-    source: Source, splits: tuple[Split, ...], share: float, held_out_N2: npt.NDArray[np.uint64], recipe: dict[str, Any]
-) -> PackTask:
+def _undecided(source: Source, splits: tuple[Split, ...], share: float, held_out_N2: Hashes, recipe: dict[str, Any]) -> PackTask:
     key = _key(source, splits, recipe, [share, hashlib.sha256(held_out_N2.tobytes()).hexdigest()])
     return PackTask(source, key, splits, None, share, held_out_N2)
 
 
-def _decide(stream: Stream, pack: PackConfig) -> list[Fates]:
+def _decide(stream: Stream, pack: PackConfig, elsewhere: Hashes) -> list[Fates]:
     """Fates of the documents in the training and then the held-out parts; a stream that leaves a split empty is refused."""
     training, held_out = stream.surveyed(stream.training), stream.surveyed(stream.held_out)
     of_training, of_held_out = decide(
@@ -138,6 +150,8 @@ def _decide(stream: Stream, pack: PackConfig) -> list[Fates]:
         training_signatures=[s.signatures_NK for s in training],
         held_out_signatures=[s.signatures_NK for s in held_out],
     )
+    for fates, survey in zip(of_training, training, strict=True):
+        fates[(fates == Fate.TRAIN) & among(survey.hashes_N2, [elsewhere])] = Fate.IN_HELD_OUT
     every = np.concatenate([*of_training, *of_held_out])
     dropped: Counter[str] = Counter()
     for survey in [*training, *held_out]:

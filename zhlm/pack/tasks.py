@@ -7,7 +7,6 @@ Workers import this module, so nothing here imports torch, transformers or Ray.
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -27,7 +26,7 @@ from zhlm.pack.packing import Kind, Packer
 from zhlm.pack.split import Fate, Fates, fates_inline
 from zhlm.pack.survey import Survey, load_survey, save_survey
 from zhlm.records import id_dtype
-from zhlm.storage import Place, storage_errors
+from zhlm.storage import Place
 from zhlm.text.clean import clean_batch
 from zhlm.tokenizer.encode import Encoder, Engine, Ids, Offsets, make_encoder
 from zhlm.tokenizer.long import LONG_CHARACTERS, in_pieces
@@ -290,12 +289,10 @@ class _HeldOut:
 
 
 def write_texts(place: Place, texts: Sequence[str]) -> None:
-    """A Parquet file with a column `text`."""
-    with storage_errors("writing", place), ExitStack() as stack:
-        filesystem, path = place._open()
-        filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-        stream = stack.enter_context(filesystem.open_output_stream(path))
-        pq.write_table(pa.table({"text": pa.array(texts, pa.large_string())}), stream)
+    """A Parquet file with a column `text`, whole as soon as it has its name: another packer may read it while this one writes it again."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": pa.array(texts, pa.large_string())}), sink)
+    place.write_bytes(sink.getvalue())
 
 
 def with_ends(ids_I: Ids, offsets: Offsets, start_id: int | None, end_id: int | None) -> tuple[Ids, npt.NDArray[np.int64]]:

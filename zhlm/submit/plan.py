@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from zhlm.blocks.mix import repeats_of, shares_of, steps_of
 from zhlm.config.schema import ResourcesConfig, RunConfig
+from zhlm.config.stages import trains_while_packing
 from zhlm.submit.memory import Counts, MemoryPart, count_parameters, worker_memory
-from zhlm.submit.sources import StreamSize, stream_sizes, trained_shape
+from zhlm.submit.sources import StreamSize, source_bytes, stream_sizes, trained_shape
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Plan:
     """Of one worker, with the least number of workers."""
     keep_checkpoints: int
     resources: ResourcesConfig
+    overlaps: bool
+    """Training begins while the corpus is still packed."""
 
     @property
     def tokens(self) -> int | None:
@@ -89,6 +92,7 @@ def make_plan(config: RunConfig) -> Plan:
         memory=tuple(worker_memory(config, shape, config.resources.min_workers)),
         keep_checkpoints=config.train.keep_checkpoints,
         resources=config.resources,
+        overlaps=trains_while_packing(config, source_bytes(config), None),
     )
 
 
@@ -154,7 +158,7 @@ def _cluster_lines(plan: Plan) -> list[str]:
         *_table(
             [
                 ("  training", f"{workers} x {{{each}}}"),
-                ("  packing", f"{needs.pack_tasks} x {{1 CPU}}, before training"),
+                ("  packing", f"{needs.pack_tasks} x {{1 CPU}}, {'beside' if plan.overlaps else 'before'} training"),
                 ("  driver", "one process on the head node, no CPU reserved"),
             ]
         ),

@@ -1,6 +1,7 @@
 """Where a plan's numbers come from: facts of finished stages, else the files and settings at hand."""
 
 import json
+import math
 import os
 import urllib.error
 import urllib.request
@@ -85,6 +86,17 @@ def _estimate(config: RunConfig, stream: StreamConfig, shape: ModelShape) -> Str
         text_bytes *= 1 - config.pack.validation_share
     tokens = round(text_bytes * (TOKENS_PER_BYTE_SMALL if shape.vocabulary < SMALL_VOCABULARY else TOKENS_PER_BYTE))
     return StreamSize(tokens, max(1, tokens // config.pack.block_tokens), documents, False)
+
+
+def source_bytes(config: RunConfig) -> float:
+    """Of all training files; infinite where only a remote store or a hub could tell, and 0 for the sample."""
+    run, total = Run.of(config), 0.0
+    for stream in config.streams:
+        paths = [run.resolve(p) for p in stream.paths if not p.startswith(SAMPLE_SCHEME)]
+        if stream.dataset is not None or any(is_remote(p) for p in paths):
+            return math.inf
+        total += sum(f.size_bytes for f in find_files(paths, stream.document)) if paths else 0
+    return total
 
 
 def _text_bytes(file: SourceFile) -> float:

@@ -11,6 +11,7 @@ from conftest import run_data
 from zhlm.config.schema import RunConfig
 from zhlm.errors import CorpusError
 from zhlm.pack.planning import Stream, find_stream, make_plan, pack_tasks, recipe_of, survey_tasks
+from zhlm.pack.split import Fate
 from zhlm.pack.survey import Survey
 from zhlm.pack.tasks import Settings
 
@@ -47,7 +48,8 @@ def surveyed(config: RunConfig) -> Stream:
 
 
 def keys(config: RunConfig, tokenizer: str = "t", **changes: Any) -> list[str]:
-    return [t.key for t in pack_tasks(surveyed(config), config.pack, recipe_of(settings(**changes), tokenizer, config.pack))]
+    tasks = pack_tasks([surveyed(config)], config.pack, recipe_of(settings(**changes), tokenizer, config.pack))
+    return [t.key for t in tasks["zh"]]
 
 
 def test_a_key_is_what_decides_the_blocks(folder: Path) -> None:
@@ -81,7 +83,7 @@ def test_only_what_must_be_known_before_is_surveyed(folder: Path) -> None:
 
 def test_without_a_survey_documents_decide_for_themselves(folder: Path) -> None:
     config = config_of(folder, deduplicate=False)
-    tasks = pack_tasks(find_stream(config.streams[0], config, str), config.pack, recipe_of(settings(), "t", config.pack))
+    tasks = pack_tasks([find_stream(config.streams[0], config, str)], config.pack, recipe_of(settings(), "t", config.pack))["zh"]
     assert [t.fates for t in tasks] == [None] * 3 and all(t.share == 0.2 and not len(t.held_out) for t in tasks)
 
 
@@ -91,13 +93,37 @@ def test_held_out_parts_come_last_and_are_validated_on(folder: Path) -> None:
     data["streams"][0]["held_out"] = [str(folder / "held.txt")]
     config = RunConfig.model_validate_json(json.dumps(data))
     stream = surveyed(config)
-    tasks = pack_tasks(stream, config.pack, recipe_of(settings(), "t", config.pack))
-    plan = make_plan({"zh": tasks}, {})
+    tasks = pack_tasks([stream], config.pack, recipe_of(settings(), "t", config.pack))
+    plan = make_plan(tasks, {})
     assert plan.of_split("zh", "train") == [0, 1, 2] and plan.of_split("zh", "validation") == [3]
-    assert tasks[3].fates is not None and np.all(tasks[3].fates == 1)
+    fates = tasks["zh"][3].fates
+    assert fates is not None and np.all(fates == Fate.VALIDATION)
 
 
 def test_a_stream_that_would_be_empty_is_refused(folder: Path) -> None:
     config = config_of(folder, validation_share=1e-9)
     with pytest.raises(CorpusError, match="holds out none of the 45 documents of stream zh"):
         keys(config)
+
+
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_what_one_stream_validates_on_no_other_trains_on(folder: Path, deduplicate: bool) -> None:
+    data = json.loads(config_of(folder, deduplicate=deduplicate).model_dump_json())
+    (folder / "held.txt").write_text("held sentence")
+    data["streams"].append(data["streams"][0] | {"name": "en", "role": "old", "held_out": [str(folder / "held.txt")]})
+    config = RunConfig.model_validate_json(json.dumps(data))
+    zh, en = (find_stream(s, config, str) for s in config.streams)
+    (held,) = en.held_out
+    en.surveys[held.part.key] = Survey.joined([Survey.of_texts(["held sentence"], False)], 1, {})
+    for source in zh.training if deduplicate else []:
+        texts = [*(f"{source.part.key} {i}" for i in range(20)), f"held sentence{'' if source is zh.training[0] else ' not'}"]
+        for stream in (zh, en):
+            stream.surveys[source.part.key] = Survey.joined([Survey.of_texts(texts, False)], 21, {})
+    tasks = pack_tasks([zh, en], config.pack, recipe_of(settings(), "t", config.pack))
+    if not deduplicate:
+        assert [len(t.held_out) for t in tasks["zh"]] == [1, 1, 1]
+        return
+    for of_zh, of_en in zip(tasks["zh"], tasks["en"], strict=False):
+        assert of_zh.fates is not None and of_en.fates is not None
+        assert np.array_equal(of_en.fates == Fate.IN_HELD_OUT, (of_zh.fates == Fate.VALIDATION) | (of_zh.fates == Fate.IN_HELD_OUT))
+    assert sum(int((t.fates == Fate.IN_HELD_OUT).sum()) for t in tasks["zh"] if t.fates is not None) >= 1
