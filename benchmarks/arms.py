@@ -109,8 +109,8 @@ def _encode_file(engine: Any, path: Path, stem: Path) -> int:
     with open(f"{stem}.ids", "wb") as ids_file, open(f"{stem}.lengths", "wb") as lengths_file:
         for start in range(0, len(column), BATCH_DOCUMENTS):
             layout = engine.encode_batch(column.slice(start, BATCH_DOCUMENTS).to_pylist(), parallel=False).layout
-            ids_file.write(np.asarray(layout.content.data).astype(np.uint16))
-            lengths_file.write(np.diff(np.asarray(layout.offsets.data)).astype(np.uint32))
+            ids_file.write(np.asarray(layout.content.data).astype(np.uint16).tobytes())
+            lengths_file.write(np.diff(np.asarray(layout.offsets.data)).astype(np.uint32).tobytes())
             tokens += len(layout.content)
     return tokens
 

@@ -29,10 +29,12 @@ def _jiffies() -> tuple[int, int]:
     return fields[3] + fields[4], sum(fields)
 
 
-def tree_pss_bytes(root: int) -> tuple[int, int]:
-    """Memory of a process and all its descendants, and their number. What several of them share counts once (proportional set size)."""
-    tree = _tree(root)
-    return sum(map(_pss_bytes, tree)), len(tree)
+def tree_pss_bytes(root: int) -> list[tuple[int, str]]:
+    """Memory and name of a process and of each of its descendants, largest first.
+
+    What n of them share counts 1/n in each (proportional set size), so the sum is what all take together.
+    """
+    return sorted(((_pss_bytes(pid), _name(pid)) for pid in _tree(root)), reverse=True)
 
 
 def tree_cpu_s(root: int) -> float:
@@ -56,6 +58,13 @@ def _stat(process: Path) -> list[str]:
         return (process / "stat").read_text().rpartition(")")[2].split()
     except OSError:  # it ended meanwhile
         return []
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "ended"
 
 
 def _pss_bytes(pid: int) -> int:

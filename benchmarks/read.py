@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks import machine
 from benchmarks.arms import VARIANTS, run_config, run_pack
@@ -50,7 +51,7 @@ def main() -> None:
     )
 
 
-def read_all(config: object) -> tuple[int, int]:
+def read_all(config: Any) -> tuple[int, int]:
     """Tokens per second of a new reader over its first pass, in which every shard is opened and its hash is verified, and its second."""
     from zhlm.blocks.read import training_reader
     from zhlm.storage import Run

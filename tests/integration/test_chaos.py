@@ -17,6 +17,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,7 +81,10 @@ class Job:
         assert self.runs() and self._living()
         os.kill(self._process.pid, signal.SIGKILL)
         self._process.communicate(timeout=60)
-        wait_for("the killed driver's Ray to end", lambda: not self._living(), 60)
+        wait_for("the killed driver's Ray to end", lambda: all(_is_agent(p) for p in self._living()), 60)
+        for agent in self._living():  # by themselves they would stay for more than a minute
+            with suppress(psutil.NoSuchProcess):
+                agent.kill()
 
     def kill_a_worker(self, chance: random.Random) -> None:
         def workers() -> list[psutil.Process]:
@@ -109,6 +113,11 @@ def _cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
+def _is_agent(process: psutil.Process) -> bool:
+    """Ray's own helpers of a node, which write nothing of ours."""
+    return any(name in " ".join(_cmdline(process)) for name in ("DashboardAgent", "RuntimeEnvAgent"))
+
+
 # ---- corpus and config
 
 
@@ -129,7 +138,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     en = [f"She reads {i} books about the rain" + " and the sea" * (i % 5) + "." for i in range(230)]
     held = [f"It rained for {i} days." for i in range(20)]
     (folder / "zh").mkdir()
-    (folder / "zh" / "a.txt").write_text("\n".join([*zh[:140], "短", *zh[5:25], "  "]), encoding="utf-8")
+    (folder / "zh" / "a.txt").write_text("\n".join([*zh[:140], "短", *zh[5:25]]), encoding="utf-8")
     lines = [json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in [*zh[140:260], *zh[100:110], *zh[140:150]]]
     (folder / "zh" / "b.jsonl").write_text("".join(lines), encoding="utf-8")
     pq.write_table(pa.table({"text": [*zh[260:380], *zh[:9]]}), folder / "zh" / "c.parquet", row_group_size=16)
@@ -251,7 +260,7 @@ def test_killed_packers_leave_the_same_blocks_with_every_document_once(calm: Roo
     assert streams[0] == streams[1]
     for name, left in hit.corpus.left.items():
         assert Counter(hit.texts(name)) == Counter(left)
-    assert streams[0]["zh"]["dropped"] == {"duplicate": 52, "empty": 1, "too_short": 1}
+    assert streams[0]["zh"]["dropped"] == {"duplicate": 52, "too_short": 1}
 
 
 def test_two_packers_at_once_do_not_harm_each_other(corpus: Corpus, calm: Root, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,24 +12,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from typing import Any, TypeVar
 
 import ray
 from ray.data import DataContext, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import GetTimeoutError
 from transformers import PreTrainedTokenizerFast
 
 from zhlm.blocks.order import packing_order
 from zhlm.blocks.store import Ledger, Part, beat, find_part, write_plan
 from zhlm.config.schema import RunConfig
-from zhlm.corpus.read import read_piece, text_field
+from zhlm.corpus.read import text_field
 from zhlm.errors import ConfigError, DeadlineError, ZhlmError
 from zhlm.model.load import load_model_config, local_folder, model_positions
 from zhlm.pack.finish import finish
 from zhlm.pack.planning import Stream, find_stream, make_plan, pack_tasks, recipe_of, refuse_empty, survey_tasks
 from zhlm.pack.survey import Survey
-from zhlm.pack.tasks import PackTask, Settings, on_row, pack_part, survey
+from zhlm.pack.tasks import PackTask, Settings, beginnings, on_row, pack_part, survey
 from zhlm.records import Progress, Report
 from zhlm.storage import Place, Run
 from zhlm.tokenizer.encode import choose_encoder
@@ -39,6 +39,7 @@ from zhlm.tokenizer.long import safe_cuts
 SAMPLE_PARTS = 16
 SAMPLE_CHARACTERS = 500_000
 """Of all sampled parts together, to compare the engines on."""
+SAMPLE_TIMEOUT_S = 1800
 SLOWEST_BYTES_PER_S = 200_000
 """A part that takes longer than this hangs: the slower engine does ten times as much on one core."""
 BEAT_S = 5.0
@@ -117,20 +118,20 @@ def _special_ids(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> tuple
 
 
 def _sample(streams: Sequence[Stream]) -> list[str]:
-    """Some texts of every stream, from parts spread over it."""
-    texts: list[str] = []
+    """Some texts of every stream, from parts spread over it; read by a task, because one text may be more than the driver can hold."""
+    wanted = []
     for stream in streams:
         chosen = stream.training[:: -(-len(stream.training) // max(1, SAMPLE_PARTS // len(streams)))]
-        room = SAMPLE_CHARACTERS // len(streams) // len(chosen)
-        for source in chosen:
-            batch = next(iter(read_piece(source.part.pieces[0], source.field, batch_documents=1024)), None)
-            left = room
-            for text in islice(batch.texts if batch else (), 1024):
-                texts.append(text[:left])
-                left -= len(texts[-1])
-                if left <= 0:
-                    break
-    return texts
+        wanted += [(source, SAMPLE_CHARACTERS // len(streams) // len(chosen)) for source in chosen]
+    task: Any = ray.remote(num_cpus=1, max_retries=2)(lambda row: on_row(beginnings, row))
+    try:
+        row = ray.get(task.remote({"index": 0, "task": pickle.dumps(wanted)}), timeout=SAMPLE_TIMEOUT_S)
+    except GetTimeoutError as error:
+        raise DeadlineError(f"pack: no sample was read within {SAMPLE_TIMEOUT_S} s; does the cluster have a free CPU?") from error
+    result: list[str] | ZhlmError = pickle.loads(row["result"])
+    if isinstance(result, ZhlmError):
+        raise result
+    return result
 
 
 def _survey_all(surveying: Sequence[tuple[Stream, Any]], config: RunConfig, told: "_Told") -> None:

@@ -115,14 +115,27 @@ def on_row(function: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any
     return {"index": row["index"], "result": pickle.dumps(result)}
 
 
+def beginnings(wanted: Sequence[tuple[Source, int]]) -> list[str]:
+    """So many characters from the beginning of each part, text by text."""
+    texts: list[str] = []
+    for source, characters in wanted:
+        batch = next(iter(read_piece(source.part.pieces[0], source.field, batch_documents=1024)), None)
+        for text in batch.texts if batch else ():
+            if characters <= 0:
+                break
+            texts.append(text[:characters])
+            characters -= len(texts[-1])
+    return texts
+
+
 def survey(task: SurveyTask) -> Survey:
     """Read and clean a part: counts and hashes. What an earlier packer left in the store is taken from there."""
     store = Place(task.store)
     found = load_survey(store, task.key)
     if found is None:
         drops, parts, documents = _Drops(), [], 0
-        for batch, texts, _ in _cleaned(task.source, drops):
-            documents += len(batch.texts)
+        for read, _, texts, _ in _cleaned(task.source, drops):
+            documents += read
             parts.append(Survey.of_texts(texts, task.signatures))
         found = Survey.joined(parts, documents, dict(drops.counts))
         save_survey(store, task.key, found)
@@ -167,8 +180,8 @@ def _encoder(engine: Engine, tokenizer_json: str, parallel: bool) -> Encoder:
     return make_encoder(engine, tokenizer_json, parallel)
 
 
-def _cleaned(source: Source, drops: _Drops) -> Iterator[tuple[Batch, list[str], list[int]]]:
-    """Per batch, the texts that cleaning keeps and their places in it."""
+def _cleaned(source: Source, drops: _Drops) -> Iterator[tuple[int, Batch, list[str], list[int]]]:
+    """Per batch, the number of documents read, the batch for its places, the texts that cleaning keeps and where they were in it."""
     for piece in source.part.pieces:
         for batch in read_piece(piece, source.field):
             texts, reasons = clean_batch(batch.texts, source.clean, source.role)
@@ -178,25 +191,27 @@ def _cleaned(source: Source, drops: _Drops) -> Iterator[tuple[Batch, list[str], 
                     if reason is not None:
                         drops.add(reason, batch, at, texts[at] or batch.texts[at])
                 texts = [texts[at] for at in kept]
-            yield batch, texts, kept
+            read = len(batch.texts)
+            batch.texts.clear()  # whoever holds the batch: a single text may be as large as memory allows
+            yield read, batch, texts, kept
 
 
 def _decided(task: PackTask, drops: _Drops) -> Iterator[tuple[int, dict[Split, list[str]]]]:
     """Per batch, the number of documents read and the texts of each split; what the fates drop is counted."""
     done = 0
-    for batch, texts, kept in _cleaned(task.source, drops):
+    for read, batch, texts, kept in _cleaned(task.source, drops):
         known = task.fates
         fates = fates_inline(texts, task.share, task.held_out) if known is None else known[done : done + len(texts)]
         done += len(texts)
         if len(fates) != len(texts):
             break
         if not fates.any():  # all of them trained on
-            yield len(batch.texts), {"train": texts, "validation": []}
+            yield read, {"train": texts, "validation": []}
             continue
         for at in np.flatnonzero(fates > Fate.VALIDATION).tolist():
             drops.add(REASON_OF[Fate(fates[at])], batch, kept[at], texts[at])
         by_fate = {f: [texts[at] for at in np.flatnonzero(fates == f).tolist()] for f in (Fate.TRAIN, Fate.VALIDATION)}
-        yield len(batch.texts), {"train": by_fate[Fate.TRAIN], "validation": by_fate[Fate.VALIDATION]}
+        yield read, {"train": by_fate[Fate.TRAIN], "validation": by_fate[Fate.VALIDATION]}
     if task.fates is not None and done != len(task.fates):
         path = task.source.part.source
         raise CorpusError(f"pack: {path} changed while it was read ({len(task.fates)} documents, then {done}); run again", path=path)

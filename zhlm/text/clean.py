@@ -1,6 +1,7 @@
 """Cleaning, the one way in: a text or a batch of them comes in; the cleaned texts, each with the reason to drop it or None, go out."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -12,19 +13,48 @@ from zhlm.text.normalise import EDGES, normalise, normalise_spaces
 from zhlm.text.reject import Reason, Role, broken_share, rejection
 from zhlm.text.screen import SCREEN_CHARACTERS, screen, with_boilerplate
 
+LONG_CHARACTERS = 4_000_000
+_BETWEEN_LINES = re.compile(r"(?<=\S)\n(?=\S)")
+
 
 def clean(text: str, config: CleanConfig, role: Role) -> tuple[str, Reason | None]:
     """The cleaned text, and why it is dropped; None to keep it."""
-    if config.normalise:
+    if config.normalise and len(text) <= LONG_CHARACTERS:
         text = text.strip(EDGES)
     if config.max_broken_share < 1 and broken_share(text) > config.max_broken_share:
         return text, "broken_encoding"
+    if len(text) <= LONG_CHARACTERS:
+        text, reason = _tidied(text, config)
+        return text, reason or rejection(text, config, role)
+    text = _tidied_by_stretches(text, config)
+    return text, rejection(text, config, role)
+
+
+def _tidied(text: str, config: CleanConfig) -> tuple[str, Reason | None]:
     if config.normalise:
         text = normalise(text)
     if config.to_simplified:
         text = _simplifier().convert(text)
-    text, reason = _without_boilerplate(text, config)
-    return text, reason or rejection(text, config, role)
+    return _without_boilerplate(text, config)
+
+
+def _tidied_by_stretches(text: str, config: CleanConfig) -> str:
+    """A stretch at a time, and UTF-8 in between: a single rare character makes every character of a string four bytes long."""
+    collected = bytearray()
+    for stretch in _stretches(text):
+        tidied, reason = _tidied(stretch, config)
+        if tidied and reason is None:
+            collected += b"\n" * bool(collected) + tidied.encode("utf-8", "surrogatepass")
+    return collected.decode("utf-8", "surrogatepass")
+
+
+def _stretches(text: str) -> Iterator[str]:
+    """A long text cut between two lines that are not blank, without the line feed between them."""
+    start = 0
+    while len(text) - start > LONG_CHARACTERS and (found := _BETWEEN_LINES.search(text, start + LONG_CHARACTERS)):
+        yield text[start : found.start()]
+        start = found.end()
+    yield text[start:]
 
 
 def clean_batch(texts: Sequence[str], config: CleanConfig, role: Role) -> tuple[list[str], list[Reason | None]]:

@@ -34,6 +34,10 @@ _MOJIBAKE = re.compile(
 )
 
 
+JUDGED_CHARS = 1_000_000
+"""Repetition is looked for in so much of a text's beginning: it takes many times the memory of what is looked at."""
+
+
 def rejection(text: str, clean: CleanConfig, role: Role) -> Reason | None:
     """Why a (normalised) text is dropped; None to keep it. The cheap tests come first. The Han share is asked of the new language only."""
     if not text or text.isspace():
@@ -44,6 +48,7 @@ def rejection(text: str, clean: CleanConfig, role: Role) -> Reason | None:
         return "too_long"
     if role == "new" and clean.min_han_share > 0 and han_share(text) < clean.min_han_share:
         return "low_han_share"
+    text = text[:JUDGED_CHARS]
     if clean.max_repeated_line_share < 1 and text.count("\n") > 1 and repeated_line_share(text) > clean.max_repeated_line_share:
         return "repeated_lines"
     limit = clean.max_repeated_ngram_share

@@ -89,3 +89,13 @@ def test_traditional_becomes_simplified_on_request(text: str, expected: str) -> 
 )
 def test_each_step_has_its_turn(text: str, cleaned: str, reason: Reason | None) -> None:
     assert clean(text, CleanConfig(), "new") == (cleaned, reason)
+
+
+@pytest.mark.parametrize("least", [1, 7, 40])
+def test_a_book_is_cleaned_by_stretches_as_it_would_be_at_once(monkeypatch: pytest.MonkeyPatch, least: int) -> None:
+    lines = [f"  第{i}章  开头，e\u0301 {i}。 \n\n\n\n\n下一段\x00，還有臺灣。\t" for i in range(30)]
+    text = " \n" + "\n".join([*lines[:9], "上一页  下一页", *lines[9:]]) + "\n\n"
+    config = CleanConfig(to_simplified=True)
+    whole = clean(text, config, "new")
+    monkeypatch.setattr("zhlm.text.clean.LONG_CHARACTERS", least)
+    assert clean(text, config, "new") == whole and whole[1] is None
