@@ -129,6 +129,8 @@ class ShardWriter:
             self._writer.close()
             self._file.close()
             if not self._final.remote:
+                with open(self._place.path, "rb+") as file:
+                    os.fsync(file.fileno())  # before the word that the part is whole, which is on the disk when it is given
                 os.replace(self._place.path, self._final.path)
         return Shard(self._name, self._blocks, documents, tokens, utf8_bytes, characters, self._file.sha256.hexdigest())
 

@@ -40,6 +40,9 @@ class BlockTrace:
     def __init__(self, folder: Place, rank: int, workers: int, attempt: int, reader: BlockReader) -> None:
         self._place, self._reader = folder / f"rank_{rank}.jsonl", reader
         self._attempt = {"attempt": attempt, "workers": workers}
+        torn = not self._place.remote and self._place.exists() and not self._place.path.read_bytes().endswith(b"\n")
+        self._mend = b"\n" if torn else b""
+        """Ends the line in which a killed worker stopped."""
 
     def append(self, step: int, indices: Sequence[int], blocks: Blocks | None) -> None:
         """Write a step, on the disk before it is trained on."""
@@ -50,8 +53,9 @@ class BlockTrace:
             return
         with storage_errors("writing", self._place):
             self._place.path.parent.mkdir(exist_ok=True)
-            with open(self._place.path, "a", encoding="utf-8") as file:
-                file.write(line)
+            with open(self._place.path, "ab") as file:
+                file.write(self._mend + line.encode())
+            self._mend = b""
 
     def _rows(self, indices: Sequence[int], blocks: Blocks) -> Iterator[list[Any]]:
         streams = list(self._reader.weights)
