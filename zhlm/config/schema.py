@@ -152,7 +152,7 @@ class PackConfig(Section):
     """Drop exact copies of a document, across all files of a stream."""
     near_duplicates: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Drop a document whose characters (in 5-grams) are at least this similar to another's, by MinHash; 0.8 is usual. None: keep them."""
-    shard_bytes: Positive = 32 << 20
+    shard_bytes: Positive = 16 << 20
     """Source bytes in one shard: the unit of work, of reuse, and of what a killed packer does again."""
     validation_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
     """Share of documents held out by hash, for streams without `held_out` files."""

@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -131,6 +132,20 @@ def size_of(path: str) -> int:
 
 def content_hash(path: str, salt: str) -> str:
     """A hash of `salt` and of what is in a file, whatever its name: of all of it, or of a sample spread over a large one."""
+    if is_remote(path):
+        return _content_hash(path, salt)
+    with reading(path):
+        now = os.stat(path)
+    return _content_hash_of_local(path, salt, (now.st_ino, now.st_size, now.st_mtime_ns))
+
+
+@lru_cache(maxsize=1 << 16)
+def _content_hash_of_local(path: str, salt: str, version: tuple[int, int, int]) -> str:
+    """Asked for by several stages of a run: a file that stays what it is, is read once."""
+    return _content_hash(path, salt)
+
+
+def _content_hash(path: str, salt: str) -> str:
     with open_bytes(path) as stream, reading(path):
         size = stream.seek(0, os.SEEK_END)
         hasher = hashlib.sha256(f"{salt}\n{size}\n".encode())

@@ -36,6 +36,10 @@ HARD_TEXTS = (
 """Texts on which engines are known to differ; they must agree here too, not on the corpus alone."""
 
 
+TEXTS_AT_ONCE = 256
+"""Handed to `tokenizers`, whose encodings take a hundred bytes a token: more of them leave the processor's cache, and cost a sixth of the speed."""
+
+
 class Encoder(Protocol):
     """An engine with one tokenizer."""
 
@@ -58,9 +62,11 @@ class TokenizersEncoder:
         self._parallel = parallel
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        rows: list[Ids] = []
         with _tokenizers_parallelism(self._parallel):
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        rows = [np.array(e.ids, np.uint32) for e in encodings]
+            for start in range(0, len(texts), TEXTS_AT_ONCE):
+                encodings = self._tokenizer.encode_batch_fast(list(texts[start : start + TEXTS_AT_ONCE]), add_special_tokens=False)
+                rows += [np.array(e.ids, np.uint32) for e in encodings]
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(r) for r in rows], out=offsets[1:])
         return np.concatenate([np.empty(0, np.uint32), *rows]), offsets
