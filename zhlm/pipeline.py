@@ -91,7 +91,8 @@ def _run_shown(config: RunConfig, run: Run, stages: Sequence[Stage], display: Di
         if mistake is not None:
             display.line(f"zhlm: {mistake}", "red")
             return 2
-        last = traceback.format_exception_only(error)[-1].strip()
+        cause = getattr(error, "cause", None) or error  # Ray's own message is a traceback
+        last = traceback.format_exception_only(cause)[-1].strip().splitlines()[0]
         display.line(f"zhlm: failed: {last}\nzhlm: the whole story is in {log}; the same command goes on from what is finished", "red")
         return 1
     if "evaluate" in stages:

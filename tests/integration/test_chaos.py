@@ -37,7 +37,7 @@ from zhlm.blocks.store import LEDGER, PLAN, SPLITS, Ledger, open_shard, read_pla
 from zhlm.cli import main
 from zhlm.storage import Place, Run
 
-KILLS = int(os.environ.get("ZHLM_KILLS", "3"))
+KILLS = int(os.environ.get("ZHLM_KILLS", "2"))
 WORKERS = (1, 2, 3)
 """Of the trainer's starts, in turn."""
 BATCH = 20

@@ -209,7 +209,7 @@ def test_the_first_step_comes_before_a_fifth_is_packed(tmp_path: Path) -> None:
 
 
 def test_packing_and_training_stop_and_go_on_together(tmp_path: Path) -> None:
-    both = Overlapping(tmp_path, lines=12_000)
+    both = Overlapping(tmp_path, lines=6_000)
     both.interrupt_after(6)
     output, _ = both.start().communicate(timeout=200)
     assert "train     goes on where it stopped" in output and "train     done in" in output, output

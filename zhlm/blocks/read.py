@@ -23,11 +23,14 @@ from zhlm.blocks.store import Heartbeat, Ledger, Part, Plan, Shard, Split, open_
 from zhlm.config.schema import RunConfig
 from zhlm.errors import DeadlineError, RunError
 from zhlm.records import BLOCK_ENDS, BLOCK_IDS, Blocks
-from zhlm.storage import Place, Run
+from zhlm.storage import RETRY_S, Place, Run
 
 OPEN_SHARDS = 64
 POLL_S = 0.5
 POLL_REMOTE_S = 3.0
+POLL_SHARE = 4
+"""A reader that waits sleeps so many times as long as it took to look, up to POLL_MOST_S."""
+POLL_MOST_S = 10.0
 PACKER_SILENCE_S = 60.0
 """A packer that shows no sign of life for so long is taken for dead."""
 PACKER_START_S = 300.0
@@ -172,6 +175,7 @@ class BlockReader:
         """What `get` gives once all that it needs is packed."""
         watch: _PackerWatch | None = None
         while True:
+            started_s = time.monotonic()
             # Looked at before the ledger: what a packer did before it said `done` is then seen.
             sign = read_heartbeat(self._run.blocks) if watch else None
             try:
@@ -186,7 +190,9 @@ class BlockReader:
                 watch.check(sign, len(self._parts), what)
             if self._waiting is not None:
                 self._waiting(what)
-            if self._stopped.wait(POLL_REMOTE_S if self._run.blocks.remote else POLL_S):
+            # The ledger of a large corpus takes a second to read: a reader that waits must not take the packer's CPU.
+            pause_s = max(POLL_REMOTE_S if self._run.blocks.remote else POLL_S, POLL_SHARE * (time.monotonic() - started_s))
+            if self._stopped.wait(min(pause_s, POLL_MOST_S)):
                 raise DeadlineError(f"{what}; the reader was stopped") from None
 
     # ---- reading
@@ -220,6 +226,7 @@ class _PackerWatch:
         if (sign, num_packed) != self._seen:
             self._seen, self._since_s = (sign, num_packed), now_s
         limit_s = PACKER_START_S if sign is None else PACKER_SILENCE_S
+        limit_s += RETRY_S if self._blocks.remote else 0.0  # while the storage is away, nobody's sign of life gets through
         if now_s - self._since_s > limit_s:
             raise DeadlineError(
                 f"{what}, and {self._blocks} has shown no sign of a packer for {limit_s:g} s; "

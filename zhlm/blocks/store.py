@@ -175,8 +175,10 @@ def open_shard(store: Place, shard: Shard, *, verify: bool = True) -> pa.Table:
 
     Raises: StorageError when the file is missing, its hash is not the one of the ledger, or it is no Arrow file.
     """
-    path = (store / shard.file).on_disk()
-    remedy = "run `zhlm blocks RUN --repair`, then the same command again"
+    place, remedy = store / shard.file, "run `zhlm blocks RUN --repair`, then the same command again"
+    if not place.exists():
+        raise StorageError(f"blocks: {place} is missing, the ledger says that it holds {shard.blocks} blocks; {remedy}", path=str(place))
+    path = place.on_disk()
     try:
         with storage_errors("reading", path):
             mapped = pa.memory_map(str(path))
@@ -206,13 +208,16 @@ def commit_part(store: Place, part: Part, **notes: Any) -> None:
 
 
 def find_part(store: Place, key: str) -> tuple[Part, dict[str, Any]] | None:
-    """A committed part and its notes; None when nobody has packed it yet."""
+    """A committed part and its notes; None when nobody has packed it yet, or its word is damaged: it is packed again."""
     place = store / key[:2] / f"{key}.json"
     if not place.exists():
         return None
-    data = json.loads(place.read_text())
-    notes = data.pop("notes")
-    return _part(data), notes
+    try:
+        data = json.loads(place.read_text())
+        notes = data.pop("notes")
+        return _part(data), notes
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def delete_part(store: Place, key: str) -> None:
@@ -275,6 +280,9 @@ class Ledger:
 
     def __init__(self, blocks: Place) -> None:
         self._place = blocks / LEDGER
+        self._lines: list[str] | None = None
+        """Of a remote ledger, all of them."""
+        self._rest_s = 0.0
 
     def read(self) -> dict[tuple[str, int], Part]:
         """(stream, number in the plan) -> part. A last line without its end is being written, or its writer died: it does not count.
@@ -316,19 +324,30 @@ class Ledger:
 
     def start(self, committed: Mapping[tuple[str, int], Part]) -> None:
         """Make the ledger hold just these; a torn last line is gone with that."""
-        self._place.write_text("".join(_line(*place, part) for place, part in committed.items()))
+        lines = [_line(*place, part) for place, part in committed.items()]
+        self._place.write_text("".join(lines))
+        self._lines = lines if self._place.remote else None
 
     def append(self, stream: str, number: int, part: Part) -> None:
-        """Commit a part: on return it is on the disk."""
+        """Commit a part: on return it is on the disk, or in an object store, which cannot append, a little later."""
         line = _line(stream, number, part)
-        with storage_errors("writing", self._place):
-            if self._place.remote:  # object stores cannot append; there is one writer, so nothing is lost
-                self._place.write_text((self._place.read_text() if self._place.exists() else "") + line)
-                return
-            with open(self._place.path, "a", encoding="utf-8") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+        if self._place.remote:
+            self._lines = self._lines if self._lines is not None else self._text().splitlines(keepends=True)
+            self._lines.append(line)
+            if time.monotonic() >= self._rest_s:
+                self.flush()
+            return
+        with storage_errors("writing", self._place), open(self._place.path, "a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def flush(self) -> None:
+        """Write what an object store still lacks. `append` does it often enough to take a tenth of the time: 20,000 parts are 15 MB."""
+        if self._lines is not None:
+            started_s = time.monotonic()
+            self._place.write_text("".join(self._lines))
+            self._rest_s = time.monotonic() + 9 * (time.monotonic() - started_s)
 
 
 def _line(stream: str, number: int, part: Part) -> str:

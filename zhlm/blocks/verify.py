@@ -81,6 +81,9 @@ def repair(run: Run, plan: Plan, vocabulary: int | None, advance: Callable[[], N
     for each in bad:
         delete_part(run.store, each.part.key)
         done.append(f"deleted: {each.problem} (from {each.part.source})")
+    missing = sum(map(len, plan.streams.values())) - len(parts)
+    if missing and (run.blocks / MANIFEST).exists():
+        done.append(f"ledger: {missing} parts of the plan are not in it, although packing was finished")
     if done:
         gone = {each.part.key for each in bad}
         ledger.start({place: part for place, part in parts.items() if part.key not in gone})

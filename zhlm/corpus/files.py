@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Literal
 
 from zhlm.corpus.hub import HubSplit
-from zhlm.corpus.open import Compression, content_hash, list_remote, size_of
+from zhlm.corpus.open import Compression, content_hash, list_remote, size_of, stamp_of
 from zhlm.errors import CorpusError
 from zhlm.storage import is_remote
 
@@ -43,6 +43,19 @@ class SourceFile:
         """Of content and format only, so a copy or a new name changes nothing. Reads the file, so a plan does not ask for it."""
         if self.hub is not None:
             return self.hub.fingerprint()
+        self.stamp  # noqa: B018 - from before its bytes are read
+        return self._hash()
+
+    @cached_property
+    def stamp(self) -> tuple[int, ...] | None:
+        """What tells a changed file at a glance, from when the fingerprint was taken; None for what is not local."""
+        return None if self.hub is not None or is_remote(self.path) else stamp_of(self.path)
+
+    def changed(self) -> bool:
+        """Whether a local file is no longer what its fingerprint says; a new time, or a copy, with the same content is no change."""
+        return self.stamp is not None and stamp_of(self.path) != self.stamp and self._hash() != self.fingerprint
+
+    def _hash(self) -> str:
         return content_hash(self.path, f"{self.format} {self.compression}")
 
 

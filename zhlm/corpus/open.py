@@ -132,20 +132,25 @@ def size_of(path: str) -> int:
 
 def content_hash(path: str, salt: str) -> str:
     """A hash of `salt` and of what is in a file, whatever its name: of all of it, or of a sample spread over a large one."""
-    if is_remote(path):
-        return _content_hash(path, salt)
+    if not is_remote(path):
+        return _content_hash(path, salt, stamp_of(path))
+    with reading(path):
+        filesystem, inside = pafs.FileSystem.from_uri(path)
+        info = retrying(path, lambda: filesystem.get_file_info(inside))
+    known = info.size is not None and info.mtime_ns is not None
+    return _content_hash(path, salt, (info.size, info.mtime_ns)) if known else _content_hash.__wrapped__(path, salt, ())
+
+
+def stamp_of(path: str) -> tuple[int, ...]:
+    """What changes when a local file does: size, time of the last change, and which file it is. Raises: CorpusError."""
     with reading(path):
         now = os.stat(path)
-    return _content_hash_of_local(path, salt, (now.st_ino, now.st_size, now.st_mtime_ns))
+    return now.st_size, now.st_mtime_ns, now.st_ino
 
 
-@lru_cache(maxsize=1 << 16)
-def _content_hash_of_local(path: str, salt: str, version: tuple[int, int, int]) -> str:
+@lru_cache(maxsize=1 << 20)
+def _content_hash(path: str, salt: str, stamp: tuple[int, ...]) -> str:
     """Asked for by several stages of a run: a file that stays what it is, is read once."""
-    return _content_hash(path, salt)
-
-
-def _content_hash(path: str, salt: str) -> str:
     with open_bytes(path) as stream, reading(path):
         size = stream.seek(0, os.SEEK_END)
         hasher = hashlib.sha256(f"{salt}\n{size}\n".encode())

@@ -194,8 +194,9 @@ def _lines(piece: Piece, chunk: Chunk) -> Iterator[tuple[int, str]]:
             fail(piece.file, what, line_of(piece, number), error)
         if isinstance(line, bytearray):
             line.clear()
+        text = text.removeprefix("\ufeff") if number == 1 and piece.start == 0 else text
         if text and not text.isspace():
-            yield number, text.removeprefix("\ufeff") if number == 1 and piece.start == 0 else text
+            yield number, text
 
 
 def _parse(piece: Piece, line: str, number: int) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def read_parquet(piece: Piece, field: str) -> Texts:
     with open_bytes(piece.file.path) as stream, _damage(piece.file):
         table = pq.ParquetFile(stream)
         _check_column(piece.file, table.schema_arrow, field)
+        if not piece.stop:  # written without a row group
+            return
         groups = [table.metadata.row_group(i) for i in range(piece.stop)]
         row = sum(g.num_rows for g in groups[: piece.start])
         num_rows, num_bytes = (sum(v) for v in zip(*((g.num_rows, g.total_byte_size) for g in groups[piece.start :]), strict=True))

@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import ray
-from ray.data import DataContext, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import GetTimeoutError
 from transformers import PreTrainedTokenizerFast
@@ -24,12 +25,12 @@ from zhlm.blocks.order import packing_order
 from zhlm.blocks.store import Ledger, Part, beat, find_part, write_plan
 from zhlm.config.schema import RunConfig
 from zhlm.corpus.read import text_field
-from zhlm.errors import ConfigError, DeadlineError, ZhlmError
+from zhlm.errors import ConfigError, DeadlineError, StorageError, ZhlmError
 from zhlm.model.load import load_model_config, local_folder, model_positions
 from zhlm.pack.finish import finish
-from zhlm.pack.planning import Stream, find_stream, make_plan, pack_tasks, recipe_of, refuse_empty, survey_tasks
+from zhlm.pack.planning import Stream, find_stream, held_out_hashes, make_plan, pack_tasks, recipe_of, refuse_empty, survey_tasks
 from zhlm.pack.survey import Survey
-from zhlm.pack.tasks import PackTask, Settings, beginnings, on_row, pack_part, survey
+from zhlm.pack.tasks import OnRow, PackTask, Settings, beginnings, on_row, pack_part, survey
 from zhlm.records import Progress, Report
 from zhlm.storage import Place, Run
 from zhlm.tokenizer.encode import choose_encoder
@@ -43,6 +44,8 @@ LITTLE_BYTES = 1 << 20
 SAMPLE_TIMEOUT_S = 1800
 SLOWEST_BYTES_PER_S = 200_000
 """A part that takes longer than this hangs: the slower engine does ten times as much on one core."""
+RETRIES = 3
+"""Of a part whose worker died, and of a worker: one that needs more memory than there is must not be tried for ever."""
 BEAT_S = 5.0
 STORE_THREADS = 16
 
@@ -63,6 +66,9 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
         surveying = [(s, t) for s in streams for t in survey_tasks(s, config.pack, str(place.store))]
         _survey_all(surveying, config, told)
         tasks = pack_tasks(streams, config.pack, recipe)
+        settings = replace(settings, held_out_N2=held_out_hashes(streams, config.pack))
+        for stream in streams:  # signatures of a large corpus are gigabytes
+            stream.surveys.clear()
         write_plan(place.blocks, make_plan(tasks, recipe))
         parts = _pack_all(streams, tasks, settings, config, place, told)
         facts = {s.name: _finish(s, parts[s.name], place, config) for s in streams}
@@ -171,6 +177,7 @@ def _pack_all(
 
     wanted = [tasks[name][number] for name, number in missing]
     _on_every_part(partial(pack_part, settings), wanted, [t.source.part.size_bytes for t in wanted], config, done, "packed")
+    ledger.flush()
     return {name: [parts[name, number] for number in range(len(each))] for name, each in tasks.items()}
 
 
@@ -203,8 +210,9 @@ def _on_every_part(
     rows = [{"index": i, "task": pickle.dumps(task)} for i, task in enumerate(tasks)]
     left = set(range(len(tasks)))
     with _quiet(1800 + max(sizes) / SLOWEST_BYTES_PER_S):
+        pool = ActorPoolStrategy(size=min(len(rows), config.resources.pack_tasks), max_tasks_in_flight_per_actor=2)
         mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            partial(on_row, function), num_cpus=1, compute=TaskPoolStrategy(size=min(len(rows), config.resources.pack_tasks))
+            OnRow, fn_constructor_args=(function,), num_cpus=1, compute=pool, max_restarts=RETRIES, max_task_retries=RETRIES
         )
         try:
             for row in mapped.iter_rows():
@@ -241,7 +249,8 @@ def _heartbeat(blocks: Place) -> Iterator[None]:
 
     def tell() -> None:
         while not stop.wait(BEAT_S):
-            beat(blocks, "packing")
+            with suppress(StorageError):  # the next one may get through
+                beat(blocks, "packing")
 
     beat(blocks, "packing")
     thread = threading.Thread(target=tell, daemon=True, name="zhlm-pack-heartbeat")
@@ -256,7 +265,8 @@ def _heartbeat(blocks: Place) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(timeout=60)
-        beat(blocks, "done" if message is None else "failed", message or "")
+        with suppress(StorageError) if message is not None else nullcontext():  # what ended the work is what the user must hear
+            beat(blocks, "done" if message is None else "failed", message or "")
 
 
 class _Told:

@@ -92,6 +92,7 @@ def recipe_of(settings: Settings, tokenizer_digest: str, pack: PackConfig) -> di
 def pack_tasks(streams: Sequence[Stream], pack: PackConfig, recipe: dict[str, Any]) -> dict[str, list[PackTask]]:
     """What to pack of each stream, with the fate of every document that the survey knows. Training parts first, then the held-out ones."""
     validation = [_validation_hashes(stream, pack) for stream in streams]
+    known = hashlib.sha256(held_out_hashes(streams, pack).tobytes()).hexdigest()
     tasks = {}
     for n, stream in enumerate(streams):
         elsewhere = np.concatenate([_NONE, *validation[:n], *validation[n + 1 :]])
@@ -101,13 +102,21 @@ def pack_tasks(streams: Sequence[Stream], pack: PackConfig, recipe: dict[str, An
             training = [_decided(source, of_training, f, recipe) for source, f in zip(stream.training, fates, strict=False)]
         else:
             share = 0.0 if stream.held_out else pack.validation_share
-            known = np.concatenate([validation[n], elsewhere])
             training = [_undecided(source, of_training, share, known, recipe) for source in stream.training]
             fates = [np.full(len(s.hashes_N2), Fate.VALIDATION, np.uint8) for s in stream.surveyed(stream.held_out)]
         of_held_out = fates[len(fates) - len(stream.held_out) :]
         held_out = [_decided(source, ("validation",), f, recipe) for source, f in zip(stream.held_out, of_held_out, strict=True)]
         tasks[stream.name] = training + held_out
     return tasks
+
+
+def held_out_hashes(streams: Sequence[Stream], pack: PackConfig) -> Hashes:
+    """Of all documents that some stream validates on, sorted; none where fates are decided before packing."""
+    if pack.deduplicate or pack.near_duplicates is not None:
+        return _NONE
+    hashes: Hashes = np.concatenate([_NONE, *(_validation_hashes(stream, pack) for stream in streams)])
+    in_order: Hashes = hashes[np.lexsort((hashes[:, 1], hashes[:, 0]))]
+    return in_order
 
 
 def _validation_hashes(stream: Stream, pack: PackConfig) -> Hashes:
@@ -133,9 +142,9 @@ def _decided(source: Source, splits: tuple[Split, ...], fates: Fates, recipe: di
     return PackTask(source, _key(source, splits, recipe, hashlib.sha256(fates.tobytes()).hexdigest()), splits, fates)
 
 
-def _undecided(source: Source, splits: tuple[Split, ...], share: float, held_out_N2: Hashes, recipe: dict[str, Any]) -> PackTask:
-    key = _key(source, splits, recipe, [share, hashlib.sha256(held_out_N2.tobytes()).hexdigest()])
-    return PackTask(source, key, splits, None, share, held_out_N2)
+def _undecided(source: Source, splits: tuple[Split, ...], share: float, held_out: str, recipe: dict[str, Any]) -> PackTask:
+    """`held_out`: a hash of the hashes of what may not be trained on."""
+    return PackTask(source, _key(source, splits, recipe, [share, held_out]), splits, None, share)
 
 
 def _decide(stream: Stream, pack: PackConfig, elsewhere: Hashes) -> list[Fates]:
@@ -150,8 +159,9 @@ def _decide(stream: Stream, pack: PackConfig, elsewhere: Hashes) -> list[Fates]:
         training_signatures=[s.signatures_NK for s in training],
         held_out_signatures=[s.signatures_NK for s in held_out],
     )
-    for fates, survey in zip(of_training, training, strict=True):
-        fates[(fates == Fate.TRAIN) & among(survey.hashes_N2, [elsewhere])] = Fate.IN_HELD_OUT
+    found = among(np.concatenate([_NONE, *(s.hashes_N2 for s in training)]), [elsewhere])  # sorts those from elsewhere, so only once
+    for fates, there in zip(of_training, np.split(found, np.cumsum([len(s.hashes_N2) for s in training])[:-1]), strict=True):
+        fates[(fates == Fate.TRAIN) & there] = Fate.IN_HELD_OUT
     every = np.concatenate([*of_training, *of_held_out])
     dropped: Counter[str] = Counter()
     for survey in [*training, *held_out]:

@@ -61,18 +61,21 @@ def save_survey(store: Place, key: str, survey: Survey) -> None:
 
 
 def load_survey(store: Place, key: str) -> Survey | None:
-    """None when nobody has made it yet."""
+    """None when nobody has made it yet, or what is there is damaged: it is made again."""
     place = _place(store, key)
     if not place.exists():
         return None
-    with storage_errors("reading", place):
-        filesystem, path = place._open()
-        with filesystem.open_input_file(path) as file:
-            table = pa.ipc.open_file(file).read_all().combine_chunks()
+    try:
+        with storage_errors("reading", place):
+            filesystem, path = place._open()
+            with filesystem.open_input_file(path) as file:
+                table = pa.ipc.open_file(file).read_all().combine_chunks()
+    except pa.ArrowInvalid:
+        return None
     facts = json.loads(table.schema.metadata[b"zhlm"])
     hashes = np.stack([table.column(name).to_numpy() for name in ("hash_0", "hash_1")], axis=1)
     found = None
     if "signature" in table.column_names:
         column = table.column("signature").combine_chunks()
-        found = column.flatten().to_numpy().reshape(len(column), -1)
+        found = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
     return Survey(facts["documents"], facts["dropped"], hashes, found)

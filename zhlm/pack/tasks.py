@@ -75,6 +75,8 @@ class Settings:
     packing: Kind
     start_id: int | None
     end_id: int | None
+    held_out_N2: Hashes = field(default_factory=lambda: np.empty((0, 2), np.uint64))
+    """Of the documents that no stream may train on: here and not in the tasks, which are ten thousand."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,9 @@ class PackTask:
     splits: tuple[Split, ...]
     """Those that get a shard from this part, an empty one if need be."""
     fates: Fates | None
-    """Of the texts that cleaning keeps, in order. None: decided on the way from `share` and `held_out`, without a look for duplicates."""
+    """Of the texts that cleaning keeps, in order. None: decided on the way from `share` and the settings' `held_out_N2`, without a look
+    for duplicates."""
     share: float = 0.0
-    held_out: Hashes = field(default_factory=lambda: np.empty((0, 2), np.uint64))
-    """Hashes of the stream's held-out documents."""
 
 
 @dataclass
@@ -115,6 +116,16 @@ def on_row(function: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any
     return {"index": row["index"], "result": pickle.dumps(result)}
 
 
+class OnRow:
+    """`on_row` for an actor, which has its next part at hand when it ends one."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return on_row(self._function, row)
+
+
 def beginnings(wanted: Sequence[tuple[Source, int]]) -> list[str]:
     """So many characters from the beginning of each part, text by text."""
     texts: list[str] = []
@@ -133,11 +144,12 @@ def survey(task: SurveyTask) -> Survey:
     store = Place(task.store)
     found = load_survey(store, task.key)
     if found is None:
-        drops, parts, documents = _Drops(), [], 0
+        drops, parts, documents = _Drops(), [Survey.of_texts([], task.signatures)], 0
         for read, _, texts, _ in _cleaned(task.source, drops):
             documents += read
             parts.append(Survey.of_texts(texts, task.signatures))
         found = Survey.joined(parts, documents, dict(drops.counts))
+        _check_unchanged(task.source)
         save_survey(store, task.key, found)
     return found
 
@@ -156,7 +168,7 @@ def pack_part(settings: Settings, task: PackTask) -> Part:
     with writing(store, task.key, task.splits, settings.block_tokens, settings.vocabulary) as writers:
         outs = {split: _Out(writers[split], encoder, settings) for split in task.splits}
         documents = 0
-        for read, texts in _decided(task, drops):
+        for read, texts in _decided(task, settings.held_out_N2, drops):
             documents += read
             for split, out in outs.items():
                 out.add(texts[split])
@@ -168,10 +180,20 @@ def pack_part(settings: Settings, task: PackTask) -> Part:
         raise VerificationError(
             f"pack: {part.source} has {documents} documents, kept {kept} and dropped {part.dropped}; report this as a bug"
         )
+    _check_unchanged(task.source)
     if "validation" in task.splits:
         held_out.write(store, task.key)
     commit_part(store, part, rejects=drops.rejects)
     return part
+
+
+def _check_unchanged(source: Source) -> None:
+    """Raises: CorpusError. What was made of other bytes than the key stands for would be taken by every later run on the old ones."""
+    path = next((p.file.path for p in source.part.pieces if p.file.changed()), None)
+    if path is not None:
+        raise CorpusError(
+            f"pack: {path} changed while it was packed; when nothing writes to it any more, run the same command again", path=path
+        )
 
 
 @lru_cache(maxsize=2)
@@ -196,12 +218,12 @@ def _cleaned(source: Source, drops: _Drops) -> Iterator[tuple[int, Batch, list[s
             yield read, batch, texts, kept
 
 
-def _decided(task: PackTask, drops: _Drops) -> Iterator[tuple[int, dict[Split, list[str]]]]:
+def _decided(task: PackTask, held_out_N2: Hashes, drops: _Drops) -> Iterator[tuple[int, dict[Split, list[str]]]]:
     """Per batch, the number of documents read and the texts of each split; what the fates drop is counted."""
     done = 0
     for read, batch, texts, kept in _cleaned(task.source, drops):
         known = task.fates
-        fates = fates_inline(texts, task.share, task.held_out) if known is None else known[done : done + len(texts)]
+        fates = fates_inline(texts, task.share, held_out_N2) if known is None else known[done : done + len(texts)]
         done += len(texts)
         if len(fates) != len(texts):
             break

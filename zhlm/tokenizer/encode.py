@@ -37,7 +37,8 @@ HARD_TEXTS = (
 
 
 TEXTS_AT_ONCE = 256
-"""Handed to `tokenizers`, whose encodings take a hundred bytes a token: more of them leave the processor's cache, and cost a sixth of the speed."""
+"""Handed to `tokenizers`, whose encodings take a hundred bytes a token: more of them leave the processor's cache, and cost a sixth of the
+speed."""
 
 
 class Encoder(Protocol):

@@ -219,7 +219,7 @@ class _Teller:
 
     def __init__(self, board: Any, log: MetricsLog | None, worker: Worker, passed_over: list[str], resumed: TrainState) -> None:
         self._board, self._log, self._worker = board, log, worker
-        self._seen, self._waited_s = resumed, 0.0
+        self._seen, self._waited_s, self._packed = resumed, 0.0, 0.0
         if log is not None:
             board.start.remote(resumed.step, passed_over)
 
@@ -236,9 +236,10 @@ class _Teller:
         seconds, tokens = state.seconds - self._seen.seconds, state.tokens - self._seen.tokens
         facts |= {"tokens": state.tokens, "seconds": round(state.seconds, 3), "workers": self._worker.world_size}
         facts |= {"tokens_per_s": round(tokens / seconds, 1), "data_wait_share": round((waited_s - self._waited_s) / seconds, 5)}
-        packed = packed_share(self._worker.run)
+        if self._packed < 1:  # of a large corpus, the ledger takes a second to read
+            self._packed = packed_share(self._worker.run)
         self._seen, self._waited_s = state, waited_s
-        self.tell(state, **facts, **({"packed_share": round(packed, 4)} if packed < 1 else {}))
+        self.tell(state, **facts, **({"packed_share": round(self._packed, 4)} if self._packed < 1 else {}))
 
 
 def packed_share(run: Run) -> float:

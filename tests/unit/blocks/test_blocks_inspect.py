@@ -123,6 +123,16 @@ def test_a_sound_store_is_said_to_be_so(said: Callable[..., str]) -> None:
     assert said("--repair") == "nothing to repair\n"
 
 
+def test_parts_that_the_ledger_lost_are_packed_again(run: Run, said: Callable[..., str]) -> None:
+    """The reader sends its user here; as long as packing counts as finished, nobody would put them back."""
+    ledger = (run.blocks / "ledger.jsonl").path
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:5]))
+    (run.blocks / "manifest.json").write_text("{}")
+    assert said("--repair").splitlines()[0] == "ledger: 3 parts of the plan are not in it, although packing was finished"
+    assert not (run.blocks / "manifest.json").exists()
+    assert said("--repair") == "nothing to repair\n"
+
+
 def test_a_repair_leaves_just_the_damaged_parts_to_pack(run: Run, said: Callable[..., str]) -> None:
     ledger, before = Ledger(run.blocks), Ledger(run.blocks).read()
     bad = [damage(run, ("zh", 1)), damage(run, ("en", 3))]

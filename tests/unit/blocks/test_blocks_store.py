@@ -15,6 +15,7 @@ from zhlm.blocks.store import (
     Planned,
     ShardWriter,
     beat,
+    commit_part,
     delete_part,
     find_part,
     open_shard,
@@ -91,6 +92,16 @@ def test_a_damaged_shard_is_one_line(store: Place, damage: str) -> None:
     with pytest.raises(StorageError) as caught:
         open_shard(store, shard)
     assert "\n" not in str(caught.value) and "ff1.train.arrow" in str(caught.value)
+    assert "run `zhlm blocks RUN --repair`" in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["", '{"key": "ff1', "[]", '{"key": "ff1", "notes": {}}', '{"notes": {}, "shards": {"train": {}}}'])
+def test_a_part_whose_word_is_damaged_is_not_packed(store: Place, word: str) -> None:
+    part = pack_part(store, "ff1", {"train": [some_blocks(3, 1)]})
+    (store / "ff" / "ff1.json").write_text(word)
+    assert find_part(store, "ff1") is None
+    commit_part(store, part)
+    assert find_part(store, "ff1") == (part, {})
 
 
 def test_the_plan_reads_back(tmp_path: Path) -> None:

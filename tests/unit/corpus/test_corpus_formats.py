@@ -208,3 +208,15 @@ def test_held_out_files_are_not_trained_on(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="every file of stream zh is also in its held_out"):
         files_of(stream(paths=[str(tmp_path)], held_out=[str(tmp_path)]), str)
     assert held_out_of(stream(paths=["x"]), str) == []
+
+
+def test_a_parquet_file_without_a_row_group_has_no_document(tmp_path: Path) -> None:
+    """As Spark writes an empty partition."""
+    pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("text", pa.string())])).close()
+    (part,) = parts_of(find_files([str(tmp_path)]), 1 << 20)
+    assert [list(read_piece(piece)) for piece in part.pieces] == [[]]
+
+
+def test_a_mark_of_byte_order_alone_is_a_blank_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes('\ufeff\n{"text": "一"}\n'.encode())
+    assert [(d.text, d.row) for batch in read_documents(find_files([str(tmp_path)])[0], "text") for d in batch] == [("一", 2)]

@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 
 from zhlm import storage
 from zhlm.corpus import open as opening
-from zhlm.corpus.files import find_files
+from zhlm.corpus.files import SourceFile, find_files
 from zhlm.corpus.read import read_documents
 from zhlm.errors import CorpusError
 
@@ -101,3 +101,19 @@ def test_remote_mistakes_are_one_line_too(bucket: str, path: str, said: str) -> 
     with pytest.raises(CorpusError) as caught:
         find_files([f"{bucket}/{path}"])
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_fingerprint_is_read_once_until_the_file_changes(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    filesystem, _ = pafs.FileSystem.from_uri(bucket)
+
+    def fingerprint(content: bytes) -> str:
+        with filesystem.open_output_stream("corpus/changing.txt", compression=None) as stream:
+            stream.write(content)
+        return find_files([f"{bucket}/changing.txt"])[0].fingerprint
+
+    first = fingerprint("一\n".encode())
+    assert fingerprint("一二\n".encode()) != first
+    last = find_files([f"{bucket}/changing.txt"])[0]
+    assert last.fingerprint != first
+    monkeypatch.setattr(opening, "open_bytes", lambda path: pytest.fail("read again"))
+    assert SourceFile(last.path, last.format, last.compression, last.size_bytes).fingerprint == last.fingerprint

@@ -10,7 +10,8 @@ import pytest
 from conftest import run_data
 from zhlm.config.schema import RunConfig
 from zhlm.errors import CorpusError
-from zhlm.pack.planning import Stream, find_stream, make_plan, pack_tasks, recipe_of, survey_tasks
+from zhlm.pack.dedup import hashes_of
+from zhlm.pack.planning import Stream, find_stream, held_out_hashes, make_plan, pack_tasks, recipe_of, survey_tasks
 from zhlm.pack.split import Fate
 from zhlm.pack.survey import Survey
 from zhlm.pack.tasks import Settings
@@ -84,7 +85,7 @@ def test_only_what_must_be_known_before_is_surveyed(folder: Path) -> None:
 def test_without_a_survey_documents_decide_for_themselves(folder: Path) -> None:
     config = config_of(folder, deduplicate=False)
     tasks = pack_tasks([find_stream(config.streams[0], config, str)], config.pack, recipe_of(settings(), "t", config.pack))["zh"]
-    assert [t.fates for t in tasks] == [None] * 3 and all(t.share == 0.2 and not len(t.held_out) for t in tasks)
+    assert [t.fates for t in tasks] == [None] * 3 and all(t.share == 0.2 for t in tasks)
 
 
 def test_held_out_parts_come_last_and_are_validated_on(folder: Path) -> None:
@@ -121,7 +122,11 @@ def test_what_one_stream_validates_on_no_other_trains_on(folder: Path, deduplica
             stream.surveys[source.part.key] = Survey.joined([Survey.of_texts(texts, False)], 21, {})
     tasks = pack_tasks([zh, en], config.pack, recipe_of(settings(), "t", config.pack))
     if not deduplicate:
-        assert [len(t.held_out) for t in tasks["zh"]] == [1, 1, 1]
+        assert held_out_hashes([zh, en], config.pack).tolist() == hashes_of(["held sentence"]).tolist()
+        other = Survey.joined([Survey.of_texts(["another"], False)], 1, {})
+        en.surveys[held.part.key] = other
+        again = pack_tasks([zh, en], config.pack, recipe_of(settings(), "t", config.pack))
+        assert {t.key for t in tasks["zh"]}.isdisjoint({t.key for t in again["zh"]})
         return
     for of_zh, of_en in zip(tasks["zh"], tasks["en"], strict=False):
         assert of_zh.fates is not None and of_en.fates is not None

@@ -115,7 +115,7 @@ def test_a_split_that_is_not_asked_for_gets_no_shard(source: Source, tmp_path: P
 
 def test_without_a_survey_each_document_decides_for_itself(source: Source, tmp_path: Path) -> None:
     known = hashes_of(["生僻字𠮷"])
-    packed = pack_part(settings(tmp_path), PackTask(source, "abcd", ("train", "validation"), None, 0.5, known))
+    packed = pack_part(settings(tmp_path, held_out_N2=known), PackTask(source, "abcd", ("train", "validation"), None, 0.5))
     assert packed.dropped == {"in_held_out": 1, "too_short": 1}, "copies stay"
     assert packed.shards["train"].documents + packed.shards["validation"].documents == 5
     assert {t for t in held_out(tmp_path)} <= {"今天 天气很好。", "臺灣龍", "👨‍👩‍👧", "end"}
@@ -160,6 +160,41 @@ def test_a_file_that_changed_since_the_survey_is_refused(source: Source, tmp_pat
     with pytest.raises(CorpusError, match="changed while it was read"):
         pack_part(settings(tmp_path / "store"), pack_task(source, [Fate.TRAIN] * num_fates))
     assert [p for p in (tmp_path / "store").rglob("*") if p.is_file()] == [], "nothing half-written"
+
+
+@pytest.mark.parametrize("work", ["survey", "pack"])
+def test_what_was_read_of_a_file_that_changed_is_not_kept(source: Source, tmp_path: Path, work: str) -> None:
+    """As many documents as before, so that only the file itself tells; a copy of the same content is no change."""
+    file = Path(source.part.source)
+    assert source.part.key  # fingerprints are taken where the parts are made, and travel with them
+    travelled = pickle.loads(pickle.dumps(source))
+    do = {"survey": lambda: survey(SurveyTask(travelled, str(tmp_path / "s"), "ef01", False)),
+          "pack": lambda: pack_part(settings(tmp_path / "s"), pack_task(travelled, FATES))}[work]  # fmt: skip
+    before = file.read_text()
+    file.write_text(before.replace("end", "END"))
+    with pytest.raises(CorpusError, match=r"a\.jsonl changed while it was packed; when"):
+        do()
+    assert not [p for p in (tmp_path / "s").rglob("*") if p.suffix == ".json" or "survey" in p.name]
+    file.unlink()
+    file.write_text(before)
+    assert do().documents == 7
+
+
+@pytest.mark.parametrize("text", ["\n \n", "短\n"])
+def test_a_survey_without_a_document_has_signatures_too(tmp_path: Path, text: str) -> None:
+    (tmp_path / "blank.txt").write_text(text)
+    task = SurveyTask(source_of(tmp_path / "blank.txt"), str(tmp_path / "store"), "ef01", True)
+    for found in (survey(task), survey(task)):
+        assert found.signatures_NK is not None and found.signatures_NK.shape == (0, 128)
+
+
+def test_a_damaged_survey_is_made_again(source: Source, tmp_path: Path) -> None:
+    task = SurveyTask(source, str(tmp_path / "store"), "ef01", True)
+    whole = survey(task)
+    kept = tmp_path / "store" / "ef" / "ef01.survey.arrow"
+    for damaged in (b"", kept.read_bytes()[:300]):
+        kept.write_bytes(damaged)
+        assert np.array_equal(survey(task).hashes_N2, whole.hashes_N2)
 
 
 def test_an_id_outside_the_vocabulary_is_no_block(source: Source, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from zhlm import storage
+from zhlm.blocks.store import Ledger, Part
 from zhlm.errors import StorageError
 from zhlm.storage import Place, Run
 
@@ -187,3 +188,25 @@ def test_what_waiting_would_not_mend_is_raised_at_once(error: OSError) -> None:
 def test_a_local_place_is_not_tried_again() -> None:
     with pytest.raises(ConnectionResetError):
         storage.retrying("/somewhere", lambda: (_ for _ in ()).throw(ConnectionResetError(104, "reset")))
+
+
+def test_a_long_ledger_is_not_written_for_every_part(bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an object store lacks for a moment is there in the end, and where a packer goes on after another."""
+    written: list[int] = []
+    write = Place.write_text
+
+    def slowly(place: Place, text: str) -> None:
+        written.append(len(text))
+        time.sleep(0.05)
+        write(place, text)
+
+    monkeypatch.setattr(Place, "write_text", slowly)
+    parts = {("zh", n): Part(f"k{n}", "f", {}) for n in range(40)}
+    ledger = Ledger(bucket / "tiny")
+    ledger.start({})
+    for (stream, number), part in parts.items():
+        ledger.append(stream, number, part)
+    ledger.flush()
+    assert len(written) < 10 and Ledger(bucket / "tiny").read() == parts
+    Ledger(bucket / "tiny").append("en", 0, Part("e", "f", {}))
+    assert Ledger(bucket / "tiny").read() == parts | {("en", 0): Part("e", "f", {})}
