@@ -166,6 +166,17 @@ class Place:
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def adopt(self, file: Path) -> None:
+        """Give this place to a finished local file, from the same folder or for an upload: all of it, and on the disk when this returns."""
+        with storage_errors("writing", self):
+            if self.remote:
+                filesystem, path = self._open()
+                retrying(self, lambda: _copy(pafs.LocalFileSystem(), str(file), filesystem, path))
+                return
+            with open(file, "rb+") as opened:
+                os.fsync(opened.fileno())
+            os.replace(file, self.path)
+
     def delete(self) -> None:
         """Remove the file or folder; nothing happens when there is none."""
         with storage_errors("deleting", self):

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from conftest import run_data
 from zhlm import pipeline
@@ -206,6 +207,21 @@ def test_small_corpora_and_full_clusters_go_one_after_the_other(stages: Stages) 
     stages.job("train", lambda config, report: {"n": order.append("train")})
     stages.run(start="auto")
     assert order == ["pack 2", "train"]
+
+
+def test_what_nobody_foresaw_is_one_line(stages: Stages) -> None:
+    """What comes from a worker has the whole traceback as its message."""
+
+    def fail(config: RunConfig, report: Report) -> dict[str, Any]:
+        raise RayTaskError("ray::map", "Traceback:\n  File\nMemoryError: 3 GiB", MemoryError("3 GiB")).as_instanceof_cause()
+
+    stages.job("pack", fail)
+    config, terminal = stages.config(start="after_packing"), io.StringIO()
+    pipeline._log_path(Run.of(config)).parent.mkdir(parents=True)
+    with Display(terminal) as display:
+        assert pipeline._run_shown(config, Run.of(config), ("pack",), display) == 1
+    assert "\nzhlm: failed: MemoryError: 3 GiB\nzhlm: the whole story is in" in terminal.getvalue()
+    assert "Traceback" in pipeline._log_path(Run.of(config)).read_text()
 
 
 def test_what_cannot_be_is_refused_before_any_work(stages: Stages) -> None:

@@ -13,6 +13,7 @@ Shape letters: B blocks, T block tokens.
 import hashlib
 import json
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,7 +105,9 @@ class ShardWriter:
         self._name = f"{key[:2]}/{key}.{split}.arrow"
         self._final = store / self._name
         # Two packers may be at the same part, on machines whose process numbers are the same, and one may have died here before.
-        self._place = self._final if self._final.remote else store / key[:2] / f".{key}.{split}.{uuid.uuid4().hex[:8]}"
+        # What is written to an object store and not closed appears under its name all the same, so that gets whole files only.
+        folder = Place(tempfile.gettempdir()) if self._final.remote else store / key[:2]
+        self._place = folder / f".{key}.{split}.{uuid.uuid4().hex[:8]}"
         self._schema = block_schema(block_tokens, vocabulary)
         self._dtype, self._block_tokens, self._blocks = id_dtype(vocabulary), block_tokens, 0
         with storage_errors("writing", self._place):
@@ -128,18 +131,14 @@ class ShardWriter:
         with storage_errors("writing", self._final):
             self._writer.close()
             self._file.close()
-            if not self._final.remote:
-                with open(self._place.path, "rb+") as file:
-                    os.fsync(file.fileno())  # before the word that the part is whole, which is on the disk when it is given
-                os.replace(self._place.path, self._final.path)
+        self._final.adopt(self._place.path)
         return Shard(self._name, self._blocks, documents, tokens, utf8_bytes, characters, self._file.sha256.hexdigest())
 
     def discard(self) -> None:
         """Leave nothing behind. After `close` this does nothing."""
-        if not self._place.remote:
-            with suppress(OSError):
-                self._file.close()
-            self._place.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._file.close()
+        self._place.path.unlink(missing_ok=True)
 
 
 class _HashedFile:

@@ -16,21 +16,21 @@ from functools import partial
 from typing import Any, TypeVar
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import DataContext, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, WorkerCrashedError
 from transformers import PreTrainedTokenizerFast
 
 from zhlm.blocks.order import packing_order
 from zhlm.blocks.store import Ledger, Part, beat, find_part, write_plan
 from zhlm.config.schema import RunConfig
 from zhlm.corpus.read import text_field
-from zhlm.errors import ConfigError, DeadlineError, StorageError, ZhlmError
+from zhlm.errors import ClusterError, ConfigError, DeadlineError, StorageError, ZhlmError
 from zhlm.model.load import load_model_config, local_folder, model_positions
 from zhlm.pack.finish import finish
 from zhlm.pack.planning import Stream, find_stream, held_out_hashes, make_plan, pack_tasks, recipe_of, refuse_empty, survey_tasks
 from zhlm.pack.survey import Survey
-from zhlm.pack.tasks import OnRow, PackTask, Settings, beginnings, on_row, pack_part, survey
+from zhlm.pack.tasks import PackTask, Settings, beginnings, on_row, pack_part, survey
 from zhlm.records import Progress, Report
 from zhlm.storage import Place, Run
 from zhlm.tokenizer.encode import choose_encoder
@@ -44,8 +44,6 @@ LITTLE_BYTES = 1 << 20
 SAMPLE_TIMEOUT_S = 1800
 SLOWEST_BYTES_PER_S = 200_000
 """A part that takes longer than this hangs: the slower engine does ten times as much on one core."""
-RETRIES = 3
-"""Of a part whose worker died, and of a worker: one that needs more memory than there is must not be tried for ever."""
 BEAT_S = 5.0
 STORE_THREADS = 16
 
@@ -210,9 +208,8 @@ def _on_every_part(
     rows = [{"index": i, "task": pickle.dumps(task)} for i, task in enumerate(tasks)]
     left = set(range(len(tasks)))
     with _quiet(1800 + max(sizes) / SLOWEST_BYTES_PER_S):
-        pool = ActorPoolStrategy(size=min(len(rows), config.resources.pack_tasks), max_tasks_in_flight_per_actor=2)
         mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            OnRow, fn_constructor_args=(function,), num_cpus=1, compute=pool, max_restarts=RETRIES, max_task_retries=RETRIES
+            partial(on_row, function), num_cpus=1, compute=TaskPoolStrategy(size=min(len(rows), config.resources.pack_tasks))
         )
         try:
             for row in mapped.iter_rows():
@@ -224,6 +221,11 @@ def _on_every_part(
         except ExecutionTimeoutError as error:
             raise DeadlineError(
                 f"pack: no part was {verb} for too long, {len(left)} of {len(tasks)} are waited for; does the cluster have a free CPU?"
+            ) from error
+        except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
+            raise ClusterError(
+                f"pack: workers died again and again over one part, {len(left)} of {len(tasks)} are still to be {verb}; they lack "
+                "memory or the engine crashes: lower resources.pack_tasks or set pack.engine: tokenizers, and run the same command again"
             ) from error
 
 

@@ -116,16 +116,6 @@ def on_row(function: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any
     return {"index": row["index"], "result": pickle.dumps(result)}
 
 
-class OnRow:
-    """`on_row` for an actor, which has its next part at hand when it ends one."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return on_row(self._function, row)
-
-
 def beginnings(wanted: Sequence[tuple[Source, int]]) -> list[str]:
     """So many characters from the beginning of each part, text by text."""
     texts: list[str] = []

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from zhlm import storage
-from zhlm.blocks.store import Ledger, Part
+from zhlm.blocks.store import Ledger, Part, Shard, open_shard, writing
 from zhlm.errors import StorageError
+from zhlm.records import Blocks
 from zhlm.storage import Place, Run
 
 
@@ -210,3 +211,18 @@ def test_a_long_ledger_is_not_written_for_every_part(bucket: Place, monkeypatch:
     assert len(written) < 10 and Ledger(bucket / "tiny").read() == parts
     Ledger(bucket / "tiny").append("en", 0, Part("e", "f", {}))
     assert Ledger(bucket / "tiny").read() == parts | {("en", 0): Part("e", "f", {})}
+
+
+def test_a_packer_that_fails_leaves_the_shard_of_another_as_it_is(bucket: Place, tmp_path: Path) -> None:
+    def write(rows: int, fail: bool) -> Shard:
+        with writing(bucket / "_blocks", "abcd", ["train"], 4, 300) as writers:
+            writers["train"].write(Blocks(np.ones((rows, 4), np.int64), [np.array([4], np.uint32)] * rows))
+            if fail:
+                raise ValueError("inside")
+            return writers["train"].close(documents=1, tokens=4 * rows, utf8_bytes=1, characters=1)
+
+    shard = write(20, fail=False)
+    with pytest.raises(ValueError, match="inside"):
+        write(2, fail=True)
+    assert open_shard(bucket / "_blocks", shard).num_rows == 20
+    assert not list(tmp_path.glob(".abcd*"))
