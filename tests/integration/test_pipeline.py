@@ -143,17 +143,18 @@ def test_a_killed_driver_goes_on_from_its_checkpoint(mini: MiniRun, tmp_path: Pa
     run = MiniRun(tmp_path)
     process = run.start()
     deadline = time.monotonic() + 240
-    while len(list((run.folder / "checkpoints").glob("step_*"))) < 2:
-        assert process.poll() is None and time.monotonic() < deadline, f"no second checkpoint: {run.log_tail()}"
+    while not list((run.folder / "checkpoints").glob("step_*")):
+        assert process.poll() is None and time.monotonic() < deadline, f"no checkpoint: {run.log_tail()}"
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait(timeout=30)
     _wait_for_ray_to_end(process.pid)
-    done_before = max(run.losses())
+    # The workers outlive their driver by some seconds, so they may take some more steps.
+    assert not (run.folder / "checkpoints" / "step_00000020").exists(), "something is left to do"
     output = run.run()
     assert output.count("finished earlier") == 3, "sample, vocab and pack are not done again"
     assert "train     goes on where it stopped" in output
-    assert done_before < 20 and set(run.losses()) == set(mini.losses())
+    assert set(run.losses()) == set(mini.losses())
     assert run.losses() == mini.losses(), "the same losses as the run that nobody killed"
 
 
