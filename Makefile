@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: run test chaos check serve clean
+.PHONY: run test chaos check serve bench clean
 
 run: $(INSTALLED)  ## Set up, then teach a tiny English model Chinese on the offline sample
 	$(BIN)/zhlm run configs/sample.yaml

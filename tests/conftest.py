@@ -104,3 +104,13 @@ def ray_local() -> Iterator[None]:
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    """torch.distributed with this process as its only rank."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()

@@ -31,6 +31,7 @@ from zhlm.records import Report
 from zhlm.storage import MANIFEST, SAMPLE_SCHEME, Run, digest, storage_errors
 from zhlm.submit.plan import format_plan, make_plan
 from zhlm.submit.preflight import check
+from zhlm.submit.sources import source_bytes
 
 STARTED = "started.json"
 """Written into a stage's folder before its work, so that a later run knows whose unfinished output lies there."""
@@ -148,7 +149,7 @@ def run_stages(config: RunConfig, run: Run, stages: Sequence[Stage], display: Di
             if stage == "pack" and "train" in stages:
                 most = cluster.most_resources()
                 training = _Task.of(config, run, "train", {"pack": task.key})
-                if not training.finished and trains_while_packing(config, _source_bytes(config, run), most):
+                if not training.finished and trains_while_packing(config, source_bytes(config), most):
                     _run_both(config, run, task, training, display, most)
                     begun.add("train")
                     continue
@@ -166,10 +167,6 @@ def _check_sources(config: RunConfig, run: Run, stage: Stage, stages: Sequence[S
                 f"{stage}: the {source} stage of {run.folder} was done for something else: {_told(differences(manifest['reads'], now))}; "
                 f"run `python -m ray_jobs.{source}` or the pipeline first"
             )
-
-
-def _source_bytes(config: RunConfig, run: Run) -> int:
-    return sum(f.size_bytes for s in config.streams for f in files_of(s, run.resolve))
 
 
 def _run_stage(config: RunConfig, run: Run, task: _Task, display: Display) -> None:

@@ -262,17 +262,13 @@ class Prefetcher(Iterator[Blocks]):
         self._reader, self._steps = reader, steps
         self._pool = ThreadPoolExecutor(1, "zhlm-read")
         self._ahead: deque[Future[Blocks]] = deque()
-        self.waited_s = 0.0
-        """How long the caller had to wait for blocks, in all."""
         for _ in range(depth):
             self._read_one_more()
 
     def __next__(self) -> Blocks:
         if not self._ahead:
             raise StopIteration
-        started_s = time.monotonic()
         blocks = self._ahead.popleft().result()
-        self.waited_s += time.monotonic() - started_s
         self._read_one_more()
         return blocks
 

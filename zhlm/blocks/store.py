@@ -93,11 +93,6 @@ class Plan:
 # ---- data files
 
 
-def stem(store: Place, key: str) -> Place:
-    """Where a part's files are, without their endings."""
-    return store / key[:2] / key
-
-
 class ShardWriter:
     """Writes one data file, batch by batch. It has its name only when `close` was called, and counts only when its part is committed."""
 

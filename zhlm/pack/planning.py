@@ -47,8 +47,6 @@ class Stream:
 def find_stream(stream: StreamConfig, config: RunConfig, resolve: Callable[[str], str]) -> Stream:
     """The parts of a stream. Raises: CorpusError or ConfigError for a stream that can't give both splits."""
     training, held_out = files_of(stream, resolve), held_out_of(stream, resolve)
-    if not training:
-        raise CorpusError(f"pack: every file of stream {stream.name} is also in its held_out; name other files in one of the two")
     if not held_out and config.pack.validation_share == 0:
         raise ConfigError(
             f"pack: stream {stream.name} has no held_out files and pack.validation_share is 0, "
@@ -57,7 +55,7 @@ def find_stream(stream: StreamConfig, config: RunConfig, resolve: Callable[[str]
 
     def sources(files: Sequence[SourceFile]) -> list[Source]:
         parts = parts_of(files, config.pack.shard_bytes)
-        return [Source(stream.name, stream.role, part, stream.field, config.pack.clean) for part in parts]
+        return [Source(stream.role, part, stream.field, config.pack.clean) for part in parts]
 
     return Stream(stream, sources(training), sources(held_out))
 

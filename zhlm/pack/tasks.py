@@ -44,7 +44,6 @@ REASON_OF = {Fate.DUPLICATE: "duplicate", Fate.NEAR_DUPLICATE: "near_duplicate",
 class Source:
     """A part of a stream's files, and how its texts are read and cleaned."""
 
-    stream: str
     role: Literal["new", "old"]
     part: SourcePart
     field: str | None

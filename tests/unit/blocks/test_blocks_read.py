@@ -222,7 +222,7 @@ def test_steps_are_read_ahead_in_order(packer: Packer) -> None:
         for step, blocks in enumerate(ahead):
             assert plain(blocks) == expected(packer, list(range(6 * step, 6 * step + 6)))
             assert asked == list(range(min(10, step + 4)))
-    assert step == 9 and ahead.waited_s > 0
+    assert step == 9
 
 
 def test_an_error_comes_out_of_the_step_it_belongs_to(packer: Packer) -> None:

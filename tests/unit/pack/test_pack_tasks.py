@@ -29,7 +29,7 @@ DOCUMENTS = ["今天  天气很好。", "短", "臺灣\x00龍", "生僻字𠮷",
 
 def source_of(path: Path, shard_bytes: int = 1 << 20) -> Source:
     (part,) = parts_of(find_files([str(path)]), shard_bytes)
-    return Source("zh", "new", part, None, CleanConfig())
+    return Source("new", part, None, CleanConfig())
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import distributed
 
 from conftest import write_blocks
 from zhlm.blocks import read
@@ -27,11 +25,7 @@ CPU = torch.device("cpu")
 WEIGHTS = {"zh": 0.75, "en": 0.25}
 
 
-@pytest.fixture(autouse=True)
-def one_process() -> Iterator[None]:
-    distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import distributed
 from transformers import LlamaForCausalLM
 
 from conftest import VOCABULARY, save_tiny_llama, write_blocks
@@ -71,13 +69,6 @@ def test_metrics_are_rows_and_a_restart_forgets_what_will_be_told_again(tmp_path
     fresh.append({"step": 0, "try": 3})
     fresh.flush()
     assert place.read_text() == '{"step": 0, "try": 3}\n'
-
-
-@pytest.fixture
-def one_process() -> Iterator[None]:
-    distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 @pytest.fixture
