@@ -192,7 +192,7 @@ def _blocks(options: argparse.Namespace) -> int:
     if options.verify:
         return inspect.verify_blocks(opened, console)
     if options.repair:
-        from zhlm.pipeline import locked
+        from zhlm.claim import locked
 
         with locked(opened.run):
             return inspect.repair_blocks(opened, console)

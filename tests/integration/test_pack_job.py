@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,8 +23,9 @@ from conftest import run_data, save_tiny_llama
 from zhlm.blocks.read import training_reader
 from zhlm.blocks.store import Ledger, Part, Split, open_shard, read_heartbeat, read_plan
 from zhlm.config.schema import RunConfig
-from zhlm.errors import CorpusError
+from zhlm.errors import ClusterError, CorpusError
 from zhlm.pack.job import run
+from zhlm.pack.tasks import PackTask, Settings
 from zhlm.records import Progress
 from zhlm.storage import Run
 
@@ -230,6 +232,16 @@ def test_packing_goes_on_while_something_else_holds_a_cpu(sources: Path) -> None
         assert facts["streams"]["zh"]["kept"] == 150
     finally:
         ray.kill(busy)
+
+
+def test_a_part_that_kills_its_worker_each_time_is_named(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(_: Settings, task: PackTask) -> Part:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("unreachable")
+
+    monkeypatch.setattr("zhlm.pack.job.pack_part", dies)
+    with pytest.raises(ClusterError, match=r"4 workers died over .*lower resources\.pack_tasks"):
+        run(config_for(sources, root="poison"), lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ class Overlapping:
 
 def test_the_first_step_comes_before_a_fifth_is_packed(tmp_path: Path) -> None:
     """Packing all of this takes minutes; nobody waits for it."""
-    both = Overlapping(tmp_path, lines=120_000)
+    both = Overlapping(tmp_path, lines=300_000)
     both.interrupt_after(1)
     assert both.rows()[0]["packed_share"] < 0.2
 

@@ -123,3 +123,18 @@ def test_a_tokenizer_longer_than_the_embedding(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(LLAMA).save_pretrained(tmp_path / "base")
     with pytest.raises(BaseModelError, match=r"entries but the embedding only 100 rows"):
         job.run(config_at(tmp_path), lambda progress: None)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_the_best_start_of_new_rows_is_measured_and_taken(tmp_path: Path) -> None:
+    save_base(tmp_path / "base", LLAMA)
+    config = config_at(tmp_path, init="auto")
+    facts = job.run(config, lambda progress: None)
+    table = json.loads((Run.of(config).vocab.path / "init.json").read_text(encoding="utf-8"))
+    assert facts["init_asked"] == "auto" and facts["init"] == table["best"]
+    assert set(table["inits"]) == {"subword_mean", "mean", "mean_noise", "similarity", "random"}
+    assert all(score["bits_per_byte_new"] > 0 and score["bits_per_byte_old"] > 0 for score in (table["base"], *table["inits"].values()))
+    assert table["measured"]["texts"] == "documents that pieces were learned from too"
+    assert facts["growth"]["rows"] == facts["rows_after"] - facts["rows_before"]
+    assert facts["growth"]["parameters"] == facts["parameters_after"] - facts["parameters_before"]
+    json.dumps(facts)

@@ -19,6 +19,7 @@ from ray.exceptions import RayTaskError
 from conftest import run_data
 from zhlm import pipeline
 from zhlm.config.schema import RunConfig
+from zhlm.config.stages import STAGES
 from zhlm.display import Display
 from zhlm.errors import ClusterError, ConfigError, CorpusError, RunError, TrainError
 from zhlm.records import Progress, Report
@@ -250,7 +251,93 @@ def test_a_stage_alone_refuses_what_was_made_for_something_else(stages: Stages) 
         assert "\n" not in str(told.value)
         pipeline.run_stages(changed, Run.of(changed), ("pack",), display)
     (stages.folder / "zh.txt").write_text("other text\n", encoding="utf-8")
-    with pytest.raises(RunError, match=r"train: the pack stage .* changed; run `python -m ray_jobs\.pack`"):
+    named = rf"train: the pack stage .*the files of zh changed \({stages.folder}/zh\.txt changed\); run `python -m ray_jobs\.pack`"
+    with pytest.raises(RunError, match=named):
         stages.run("train")
     with pytest.raises(RunError, match=r"export: the train stage of .* train\.learning_rate: 0\.01 -> 0\.5"):
         stages.run("export", learning_rate=0.5)
+
+
+def test_a_stage_that_is_done_again_says_for_which_files(stages: Stages) -> None:
+    stages.run("pack")
+    (stages.folder / "zh.txt").rename(stages.folder / "other-name.txt")
+    corpus = stages.folder / "zh"
+    data = stages.config().model_dump(mode="json")
+    data["streams"][0]["paths"] = [str(corpus)]
+    config = RunConfig.model_validate_json(json.dumps(data))
+    corpus.mkdir()
+    for n in range(4):
+        (corpus / f"{n}.txt").write_text(f"{n}\n", encoding="utf-8")
+
+    def says() -> str:
+        terminal = io.StringIO()
+        with Display(terminal) as display:
+            pipeline.run_stages(config, Run.of(config), ("pack",), display)
+        return " ".join(terminal.getvalue().split())
+
+    assert "the files of zh changed (" in says()
+    (corpus / "1.txt").write_text("one\n", encoding="utf-8")
+    (corpus / "2.txt").unlink()
+    (corpus / "4.txt").write_text("4\n", encoding="utf-8")
+    assert f"pack is done again: the files of zh changed ({corpus}/1.txt changed, {corpus}/4.txt is new and 1 more)" in says()
+    (corpus / "4.txt").rename(corpus / "5.txt")
+    assert "finished earlier" in says()
+
+
+def test_what_a_stage_was_done_for_is_told_with_both_values(stages: Stages) -> None:
+    task = pipeline._Task.of(stages.config(), Run.of(stages.config()), "pack")
+    before = {"reads": json.loads(json.dumps(task.key_parts))}
+    before["reads"]["from"] = {"vocab": "aaaa"}
+    before["reads"]["files"]["zh"] = "from a version that kept no list of files"
+    now = pipeline._Task("pack", task.key_parts | {"from": {"vocab": "bbbb"}}, task.sources, None)
+    assert pipeline._told(before, now) == "the files of zh changed; the tokenizer of the vocab stage: 'aaaa' -> 'bbbb'"
+    before["reads"]["config"]["pack"]["packing"] = "concat"
+    before["reads"]["config"]["streams"][0]["paths"] = ["x" * 300, "y"]
+    assert pipeline._told(before, now) == (
+        "streams.0.paths changed; pack.packing: 'concat' -> 'best_fit'; the files of zh changed and 1 more"
+    )
+
+
+def test_a_base_that_is_replaced_in_its_place_is_trained_again(stages: Stages) -> None:
+    """And packed again only where its tokenizer is another one."""
+    base = stages.folder / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}", encoding="utf-8")
+    for name in ("model.safetensors", "tokenizer.json"):
+        (base / name).write_bytes(name.encode())
+    stages.run()
+    (base / "README.md").write_text("a card\n", encoding="utf-8")
+    stages.ran.clear()
+    stages.run()
+    assert stages.ran == []
+    (base / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(
+        RunError, match=rf"export: the train stage .*the files of base\.model changed \({base}/model\.safetensors changed\);"
+    ):
+        stages.run("export")
+    stages.run()
+    assert stages.ran == ["train", "export", "evaluate"]
+    (base / "tokenizer.json").write_bytes(b"another one")
+    stages.ran.clear()
+    stages.run()
+    assert sorted(stages.ran[:2]) == ["pack", "train"]
+
+
+def test_with_a_vocab_stage_the_base_is_its_input_alone(stages: Stages) -> None:
+    base = stages.folder / "base"
+    base.mkdir()
+    (base / "tokenizer.json").write_bytes(b"{}")
+    config = RunConfig.model_validate_json(json.dumps(run_data(stages.folder) | {"vocab": {}}))
+    assert [stage for stage in STAGES if pipeline._base_files(config, stage)] == ["vocab"]
+    own = config.model_copy(update={"base": config.base.model_copy(update={"model": "org/name-of-the-hub"})})
+    assert [stage for stage in STAGES if pipeline._base_files(own, stage)] == []
+
+
+def test_packing_begins_with_the_leftovers_of_killed_packers(stages: Stages) -> None:
+    store = Run.of(stages.config()).store
+    for name in (".aa1.train.01234567", ".aa2.train.01234567"):
+        (store / "aa" / name).write_text("x")
+    old = (store / "aa" / ".aa1.train.01234567").path
+    os.utime(old, (0, 0))
+    stages.run()
+    assert (store / "aa").names() == [".aa2.train.01234567"]

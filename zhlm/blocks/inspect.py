@@ -1,6 +1,7 @@
 """What `zhlm blocks` shows of a run: its streams and their shards, the order of training, a block as text."""
 
 import importlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,17 +14,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from zhlm.blocks.leftovers import remove_leftovers
 from zhlm.blocks.order import NotPacked
 from zhlm.blocks.read import BlockReader, training_reader
 from zhlm.blocks.store import SPLITS, Ledger, Part, Plan, Shard, bytes_of, read_plan
 from zhlm.blocks.verify import bad_shards, of_plan, repair
 from zhlm.config.load import load_config
 from zhlm.config.schema import RunConfig
+from zhlm.corpus.changes import changed_since
 from zhlm.errors import RunError
-from zhlm.storage import Run
+from zhlm.storage import MANIFEST, STARTED, Run
 
 ORDER_LINES = 20
 MIX_BLOCKS = 1000
+FILE_NAMES = 5
 COLOURS = ("cyan", "green", "yellow", "magenta")
 """Of the documents in a block, in turn."""
 
@@ -44,6 +48,17 @@ class Opened:
     def parts(self) -> dict[tuple[str, int], Part]:
         """What is packed. Raises: RunError for a broken ledger."""
         return of_plan(self.plan, Ledger(self.run.blocks).read())
+
+    def changed_files(self) -> list[str]:
+        """The local corpus files that are no longer what was packed, a few words on each; none where the packer kept no list of them."""
+        names = (self.run.blocks / name for name in (MANIFEST, STARTED))
+        manifest: dict[str, Any] = next((json.loads(place.read_text()) for place in names if place.exists()), {})
+        documents = {s.name: s.document for s in self.config.streams}
+        return [
+            f"{name}: {change}"
+            for name, listing in manifest.get("sources", {}).items()
+            for change in changed_since(listing, documents.get(name.removesuffix(".held_out"), "line"))
+        ]
 
     @contextmanager
     def asking(self, what: str) -> Iterator[BlockReader]:
@@ -80,6 +95,10 @@ def show_overview(opened: Opened, console: Console) -> None:
         reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.most_common()) or "nothing"
         console.print(Text(f"{name}: {sum(p.documents for p in own):,} documents read, dropped {reasons}"))
     console.print(Text(f"recipe: {', '.join(_words(plan.recipe))}"))
+    changed = opened.changed_files()
+    if changed:
+        shown = ", ".join(changed[:FILE_NAMES]) + (f" and {len(changed) - FILE_NAMES:,} more" if len(changed) > FILE_NAMES else "")
+        console.print(Text(f"other than packed: {shown}; `zhlm run` packs them again", "yellow"))
     missing = {name: sum((name, n) not in parts for n in range(len(planned))) for name, planned in plan.streams.items()}
     if any(missing.values()):
         left = (f"{name} {count:,} of {len(plan.streams[name]):,} parts" for name, count in missing.items() if count)
@@ -133,8 +152,12 @@ def show_block(opened: Opened, index: int, console: Console) -> None:
         (address,), blocks = reader.addresses([index]), reader.read([index])
         source = reader.source(index)
     # By name: the tokenizer's room needs transformers, which the other views do without.
-    load_tokenizer = importlib.import_module("zhlm.tokenizer.load").load_tokenizer
-    tokenizer = load_tokenizer(opened.run.base_model(config), None if config.vocab else config.base.revision)
+    room = importlib.import_module("zhlm.tokenizer.load")
+    model = opened.run.base_model(config)
+    tokenizer = room.load_tokenizer(model, None if config.vocab else config.base.revision)
+    packed, now = opened.plan.recipe.get("tokenizer"), room.digest_of(tokenizer)
+    if packed not in (None, now):
+        raise RunError(f"blocks: {opened.run.folder} was packed with the tokenizer {packed}, that of {model} is {now}; run `zhlm run FILE`")
     ids_T, ends = blocks.ids_BT[0], [int(e) for e in blocks.ends[0]]
     stream = config.streams[address.stream].name
     console.print(
@@ -171,6 +194,9 @@ def repair_blocks(opened: Opened, console: Console) -> int:
         done = repair(opened.run, opened.plan, opened.vocabulary, advance)
     for line in done:
         console.print(Text(line))
+    count, num_bytes = remove_leftovers(opened.run.store)
+    if count:
+        console.print(Text(f"deleted: {count:,} temporary files of killed packers, {_size(num_bytes)}"))
     console.print(Text("the next `zhlm run` packs what is missing" if done else "nothing to repair", "green"))
     return 0
 

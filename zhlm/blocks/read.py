@@ -3,6 +3,7 @@
 A reader may overtake the packer. It then waits for as long as the packer shows signs of life, and says what for.
 """
 
+import json
 import threading
 import time
 from collections import deque
@@ -21,9 +22,10 @@ from zhlm.blocks.mix import block_weights
 from zhlm.blocks.order import Address, NotPacked, Order, StreamBlocks
 from zhlm.blocks.store import Heartbeat, Ledger, Part, Plan, Shard, Split, open_shard, read_heartbeat, read_plan
 from zhlm.config.schema import RunConfig
+from zhlm.config.stages import differences
 from zhlm.errors import DeadlineError, RunError
 from zhlm.records import BLOCK_ENDS, BLOCK_IDS, Blocks
-from zhlm.storage import RETRY_S, Place, Run
+from zhlm.storage import MANIFEST, RETRY_S, Place, Run
 
 OPEN_SHARDS = 64
 POLL_S = 0.5
@@ -45,9 +47,12 @@ def training_reader(run: Run, config: RunConfig, waiting: Waiting | None = None,
 
     Without packing, blocks are not full: the weights, which are shares of tokens, become shares of blocks by each stream's fill, and the
     order has to wait until all is packed.
+
+    Raises: RunError for blocks of another tokenizer or another packing than the config's.
     """
     weights = {s.name: s.weight for s in config.streams}
     reader = BlockReader(run, weights, "train", config.seed, waiting, wait=wait)
+    reader.check_recipe(config)
     if config.pack.packing == "none" and len(weights) > 1:
         shards = {name: reader.shards(number) for number, name in enumerate(weights)}
         tokens_per_block = {name: sum(s.tokens for s in own) / sum(s.blocks for s in own) for name, own in shards.items()}
@@ -80,6 +85,18 @@ class BlockReader:
         self._plan = self._until(self._find_plan)
         self._numbers = {name: self._plan.of_split(name, split) for name in self.weights}
         self._refresh()
+
+    def check_recipe(self, config: RunConfig) -> None:
+        """Raises: RunError that names what the blocks were packed with and the config no longer says."""
+        assert self._plan is not None, "the constructor waits for it"
+        was, now = self._plan.recipe, _among(self._plan.recipe, config.pack.model_dump(mode="json"))
+        now.pop("engine", None)  # the recipe has the one that was taken, the config may say auto
+        vocab = self._run.of_stage("vocab") / MANIFEST
+        if config.vocab is not None and "tokenizer" in was and vocab.exists():
+            now["tokenizer"] = json.loads(vocab.read_text())["facts"]["tokenizer_digest"]
+        changed = differences(_among(now, was), now)
+        if changed:
+            raise RunError(f"blocks: {self._run.blocks} was packed with other settings ({'; '.join(changed)}); run the pack stage again")
 
     def read(self, indices: Sequence[int]) -> Blocks:
         """The blocks at these places of the training order."""
@@ -206,6 +223,15 @@ class BlockReader:
     def _gather(self, places: Sequence[tuple[int, int, int]]) -> Blocks:
         rows = [self._rows(stream, shard)[row] for stream, shard, row in places]
         return Blocks(np.stack([ids for ids, _ in rows]), [ends for _, ends in rows])
+
+
+def _among(known: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the values those that are known, at any depth."""
+    return {
+        k: _among(v, values[k]) if isinstance(v, dict) and isinstance(values[k], dict) else values[k]
+        for k, v in known.items()
+        if k in values
+    }
 
 
 class _PackerWatch:

@@ -6,24 +6,25 @@
     <root>/<run>/blocks/ledger.jsonl        the committed ones, a line each, appended as they come
 
 A part is a bounded piece of a stream's files; its key is a hash of their content and of everything that decides its blocks. Two packers
-that make the same part write the same bytes, and the last rename wins; a killed one leaves temporary files that nobody reads.
+that make the same part write the same bytes, and the last rename wins; a killed one leaves temporary files that nobody reads
+and a later one deletes (leftovers.py).
 Shape letters: B blocks, T block tokens.
 """
 
 import hashlib
 import json
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from zhlm.blocks.leftovers import create_locked, remove_leftovers, temporary_folder
 from zhlm.errors import RunError, StorageError
 from zhlm.records import BLOCK_ENDS, BLOCK_IDS, Blocks, block_schema, id_dtype
 from zhlm.storage import Place, storage_errors
@@ -101,12 +102,11 @@ class ShardWriter:
         self._final = store / self._name
         # Two packers may be at the same part, on machines whose process numbers are the same, and one may have died here before.
         # What is written to an object store and not closed appears under its name all the same, so that gets whole files only.
-        folder = Place(tempfile.gettempdir()) if self._final.remote else store / key[:2]
-        self._place = folder / f".{key}.{split}.{uuid.uuid4().hex[:8]}"
+        self._place = Place(temporary_folder(store, key) / f".{key}.{split}.{uuid.uuid4().hex[:8]}")
         self._schema = block_schema(block_tokens, vocabulary)
         self._dtype, self._block_tokens, self._blocks = id_dtype(vocabulary), block_tokens, 0
         with storage_errors("writing", self._place):
-            self._file = _HashedFile(_output(self._place))
+            self._file = _HashedFile(create_locked(self._place.path))
             self._writer = pa.ipc.new_file(self._file, self._schema)
 
     def write(self, blocks: Blocks) -> None:
@@ -156,12 +156,6 @@ class _HashedFile:
         if not self.closed:
             self.closed = True
             self._file.close()
-
-
-def _output(place: Place) -> BinaryIO:
-    filesystem, path = place._open()
-    filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-    return cast(BinaryIO, filesystem.open_output_stream(path))
 
 
 def open_shard(store: Place, shard: Shard, *, verify: bool = True) -> pa.Table:
@@ -352,6 +346,8 @@ def _line(stream: str, number: int, part: Part) -> str:
 def writing(store: Place, key: str, splits: Sequence[Split], block_tokens: int, vocabulary: int) -> Iterator[dict[Split, ShardWriter]]:
     """Writers for a part's shards, which leave nothing behind when the block fails."""
     writers: dict[Split, ShardWriter] = {}
+    if store.remote:  # what a worker left lies on its own machine, and is looked for nowhere else
+        remove_leftovers(store)
     try:
         for split in splits:
             writers[split] = ShardWriter(store, key, split, block_tokens, vocabulary)

@@ -107,11 +107,18 @@ class StreamConfig(Section):
         return self
 
 
+Init = Literal["subword_mean", "mean", "mean_noise", "similarity", "random"]
+
+
 class VocabConfig(Section):
     add_rows: Positive = 512
     """At most this many new pieces, learned by continued BPE training on the `new` streams."""
-    init: Literal["subword_mean", "mean"] = "subword_mean"
-    """Start of a new row: mean of the old pieces that spelled it, or mean of all old rows."""
+    init: Init | Literal["auto"] = "subword_mean"
+    """Start of a new row. subword_mean: mean of the old pieces that spelled it. mean: of all old rows. mean_noise: drawn with their mean and
+    covariance. similarity: mixed from old pieces with similar neighbours in the corpus. random: as in an untrained model. auto: the one
+    with the fewest bits per byte of held-out text."""
+    compare_init: bool = False
+    """Measure bits per byte at step 0 for each of them, and write the table into vocab/init.json (causal models only)."""
     pad_to_multiple: Positive = 1
     """Rows of the embedding are padded to a multiple of this (64 suits GPUs)."""
 
@@ -151,7 +158,8 @@ class PackConfig(Section):
     deduplicate: bool = True
     """Drop exact copies of a document, across all files of a stream."""
     near_duplicates: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Drop a document whose characters (in 5-grams) are at least this similar to another's, by MinHash; 0.8 is usual. None: keep them."""
+    """Drop a document whose characters (in 5-grams) are at least this similar, by MinHash, to another's of its stream, or to those of a
+    document that any stream validates on; 0.8 is usual. None: keep them."""
     shard_bytes: Positive = 16 << 20
     """Source bytes in one shard: the unit of work, of reuse, and of what a killed packer does again."""
     validation_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01

@@ -12,9 +12,9 @@ from transformers.utils.logging import disable_progress_bar
 from zhlm.config.load import load_config
 from zhlm.config.schema import GenerateConfig, RunConfig
 from zhlm.errors import RunError
-from zhlm.evaluate.bits import special_ids
 from zhlm.evaluate.columns import side_by_side
 from zhlm.model.load import load_model, model_positions
+from zhlm.objectives.bits import special_ids
 from zhlm.storage import MANIFEST, Place, Run
 from zhlm.tokenizer.load import load_tokenizer
 

@@ -8,9 +8,9 @@ import torch
 
 from zhlm.config.schema import RunConfig
 from zhlm.errors import RunError
-from zhlm.evaluate.bits import StreamScore, measure
 from zhlm.evaluate.generate import best_device, generate, load, merged_model
 from zhlm.evaluate.report import render
+from zhlm.objectives.bits import StreamScore, measure
 from zhlm.records import Progress, Report
 from zhlm.storage import Run, storage_errors
 

@@ -22,35 +22,60 @@ def add_rows(model: PreTrainedModel, first_row: int, num_rows: int, init: InitRo
     `first_row` is the length of the old tokenizer: a base with more rows than that (padding) has those taken first. Padding behind the
     new rows is the mean of the old ones: an average logit, where zeros could win.
 
-    Raises: BaseModelError when the model has fewer rows than `first_row`.
+    Raises: BaseModelError when the model has fewer rows than `first_row`, or a head that would not grow with the others.
     """
     rows_before = int(model.get_input_embeddings().weight.shape[0])
     if first_row > rows_before:
         raise BaseModelError(
             f"base: the tokenizer has {first_row} entries but the embedding only {rows_before} rows; resize the model first"
         )
+    _check_heads(model, rows_before)
     wanted = max(rows_before, first_row + num_rows)
     rows = -(-wanted // pad_to_multiple) * pad_to_multiple
     if rows != rows_before:
         model.resize_token_embeddings(rows, mean_resizing=False)
-    modules: list[nn.Module] = [model.get_input_embeddings()]
-    if not is_tied(model) and model.get_output_embeddings() is not None:
-        modules.append(model.get_output_embeddings())
-    for module in modules:
-        _assign(module.weight, first_row, num_rows, max(rows_before, first_row + num_rows), init)
-    bias = getattr(model.get_output_embeddings(), "bias", None)
-    if isinstance(bias, torch.Tensor):
+    fill_rows(model, first_row, num_rows, init)
+    padding_from = max(rows_before, first_row + num_rows)
+    for tensor in _vocabulary_tensors(model):
         with torch.no_grad():
-            bias[first_row : first_row + num_rows] = bias[:first_row].float().mean()
-            bias[max(rows_before, first_row + num_rows) :] = bias[:first_row].float().mean()
+            tensor[padding_from:] = tensor[:first_row].mean(dim=0, dtype=torch.float32).to(tensor.dtype)
     return rows
 
 
-def _assign(weight: torch.Tensor | nn.Module, first_row: int, num_rows: int, padding_from: int, init: InitRows) -> None:
-    assert isinstance(weight, torch.Tensor), "an embedding without a weight matrix"
+def fill_rows(model: PreTrainedModel, first_row: int, num_rows: int, init: InitRows) -> None:
+    """Write rows made by `init` over the new ones that `add_rows` gave; a bias of the head starts as the old ones' mean.
+
+    They are made on the CPU, so that they do not depend on where the model is.
+    """
     with torch.no_grad():
-        old_VD = weight[:first_row].float()
-        new_ND = init(old_VD)
-        assert new_ND.shape == (num_rows, weight.shape[1]), f"init made rows of shape {tuple(new_ND.shape)}"
-        weight[first_row : first_row + num_rows] = new_ND.to(weight.dtype)
-        weight[padding_from:] = old_VD.mean(dim=0).to(weight.dtype)
+        for tensor in _vocabulary_tensors(model):
+            old = tensor[:first_row].float().cpu()
+            if old.ndim == 1:
+                tensor[first_row : first_row + num_rows] = old.mean().to(tensor.dtype)
+                continue
+            new_ND = init(old)
+            assert new_ND.shape == (num_rows, tensor.shape[1]), f"init made rows of shape {tuple(new_ND.shape)}"
+            tensor[first_row : first_row + num_rows] = new_ND.to(tensor)
+
+
+def _check_heads(model: PreTrainedModel, rows: int) -> None:
+    """Layers inside the blocks may have that size by chance; outside of them it is a head."""
+    known = {id(tensor) for tensor in _vocabulary_tensors(model)}
+    for name, module in model.named_modules():
+        of_block = any(part.isdigit() for part in name.split("."))
+        if isinstance(module, nn.Linear) and module.out_features == rows and id(module.weight) not in known and not of_block:
+            raise BaseModelError(
+                f"base: {type(model).__name__} has a separate head {name} of {rows} rows that would not grow with its embeddings; "
+                "set vocab: null, or choose a model with one head"
+            )
+
+
+def _vocabulary_tensors(model: PreTrainedModel) -> list[torch.Tensor]:
+    """What has a row for each id: the input embedding, an untied head, a bias of the head."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    found = [inputs.weight]
+    if outputs is not None:
+        found += [] if is_tied(model) else [outputs.weight]
+        found += [outputs.bias] if getattr(outputs, "bias", None) is not None else []
+    assert all(isinstance(t, torch.Tensor) for t in found), "an embedding without a weight matrix"
+    return found

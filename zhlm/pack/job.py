@@ -8,6 +8,7 @@ nor their timing, nor the names or the listing order of the files, changes a byt
 import pickle
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -18,19 +19,20 @@ from typing import Any, TypeVar
 import ray
 from ray.data import DataContext, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, WorkerCrashedError
+from ray.exceptions import GetTimeoutError
 from transformers import PreTrainedTokenizerFast
 
 from zhlm.blocks.order import packing_order
 from zhlm.blocks.store import Ledger, Part, beat, find_part, write_plan
 from zhlm.config.schema import RunConfig
 from zhlm.corpus.read import text_field
-from zhlm.errors import ClusterError, ConfigError, DeadlineError, StorageError, ZhlmError
+from zhlm.errors import ConfigError, DeadlineError, StorageError, ZhlmError
 from zhlm.model.load import load_model_config, local_folder, model_positions
 from zhlm.pack.finish import finish
 from zhlm.pack.planning import Stream, find_stream, held_out_hashes, make_plan, pack_tasks, recipe_of, refuse_empty, survey_tasks
 from zhlm.pack.survey import Survey
-from zhlm.pack.tasks import PackTask, Settings, beginnings, on_row, pack_part, survey
+from zhlm.pack.tasks import PackTask, Settings, SurveyTask, beginnings, pack_part, survey
+from zhlm.pack.worker import answer, on_row, ready
 from zhlm.records import Progress, Report
 from zhlm.storage import Place, Run
 from zhlm.tokenizer.encode import choose_encoder
@@ -44,10 +46,11 @@ LITTLE_BYTES = 1 << 20
 SAMPLE_TIMEOUT_S = 1800
 SLOWEST_BYTES_PER_S = 200_000
 """A part that takes longer than this hangs: the slower engine does ten times as much on one core."""
+MOST_TOGETHER = 8
 BEAT_S = 5.0
 STORE_THREADS = 16
 
-T = TypeVar("T")
+T = TypeVar("T", SurveyTask, PackTask)
 R = TypeVar("R")
 
 
@@ -58,6 +61,7 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
     """
     place = Run.of(config)
     with _heartbeat(place.blocks):
+        _wake_workers(config.resources.pack_tasks)
         streams = [find_stream(stream, config, place.resolve) for stream in config.streams]
         told = _Told(report, streams)
         settings, engine, recipe = _prepare(config, place, streams)
@@ -78,6 +82,13 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
         "conservation": "checked",
         "summary": told.summary(),
     }
+
+
+def _wake_workers(count: int) -> None:
+    """Have processes started and their imports done while the driver looks at the corpus. Nobody waits for them."""
+    remote: Any = ray.remote(num_cpus=1)(ready)
+    for _ in range(count if ray.is_initialized() else 0):
+        remote.remote()
 
 
 def _prepare(config: RunConfig, place: Run, streams: Sequence[Stream]) -> tuple[Settings, dict[str, Any], dict[str, Any]]:
@@ -128,12 +139,12 @@ def _sample(streams: Sequence[Stream]) -> list[str]:
     for stream in streams:
         chosen = stream.training[:: -(-len(stream.training) // max(1, SAMPLE_PARTS // len(streams)))]
         wanted += [(source, SAMPLE_CHARACTERS // len(streams) // len(chosen)) for source in chosen]
-    task: Any = ray.remote(num_cpus=1, max_retries=2)(lambda row: on_row(beginnings, row))
+    task: Any = ray.remote(num_cpus=1, max_retries=2)(answer)
     try:
-        row = ray.get(task.remote({"index": 0, "task": pickle.dumps(wanted)}), timeout=SAMPLE_TIMEOUT_S)
+        pickled = ray.get(task.remote(beginnings, wanted), timeout=SAMPLE_TIMEOUT_S)
     except GetTimeoutError as error:
         raise DeadlineError(f"pack: no sample was read within {SAMPLE_TIMEOUT_S} s; does the cluster have a free CPU?") from error
-    result: list[str] | ZhlmError = pickle.loads(row["result"])
+    result: list[str] | ZhlmError = pickle.loads(pickled)
     if isinstance(result, ZhlmError):
         raise result
     return result
@@ -205,15 +216,16 @@ def _on_every_part(
     """function(task) for every part in Ray Data tasks; `done` hears of each, with its number, as soon as it is there."""
     if not tasks:
         return
-    rows = [{"index": i, "task": pickle.dumps(task)} for i, task in enumerate(tasks)]
+    workers = min(len(tasks), config.resources.pack_tasks)
+    rows = [{"tasks": pickle.dumps([(i, tasks[i]) for i in group])} for group in dealt(len(tasks), workers)]
     left = set(range(len(tasks)))
     with _quiet(1800 + max(sizes) / SLOWEST_BYTES_PER_S):
-        mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            partial(on_row, function), num_cpus=1, compute=TaskPoolStrategy(size=min(len(rows), config.resources.pack_tasks))
+        mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
+            partial(on_row, function, uuid.uuid4().hex), num_cpus=1, compute=TaskPoolStrategy(size=workers)
         )
         try:
             for row in mapped.iter_rows():
-                result = pickle.loads(row["result"])
+                result = pickle.loads(row["answer"])
                 if isinstance(result, ZhlmError):
                     raise result
                 left.remove(row["index"])
@@ -222,18 +234,29 @@ def _on_every_part(
             raise DeadlineError(
                 f"pack: no part was {verb} for too long, {len(left)} of {len(tasks)} are waited for; does the cluster have a free CPU?"
             ) from error
-        except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
-            raise ClusterError(
-                f"pack: workers died again and again over one part, {len(left)} of {len(tasks)} are still to be {verb}; they lack "
-                "memory or the engine crashes: lower resources.pack_tasks or set pack.engine: tokenizers, and run the same command again"
-            ) from error
+
+
+def dealt(count: int, workers: int) -> list[list[int]]:
+    """The numbers of all parts in groups, one for each Ray Data task.
+
+    Ray Data looks after its tasks every 0.1 s only, so a worker gets several parts at once while there are many, and single ones at the
+    end, when all should finish together. Neighbours go to different workers: what is trained on first is packed first.
+    """
+    groups: list[list[int]] = []
+    done = 0
+    while done < count:
+        together = min(count - done, workers * max(1, min(MOST_TOGETHER, (count - done) // (2 * workers))))
+        groups += [list(range(done + w, done + together, workers)) for w in range(min(workers, together))]
+        done += together
+    return groups
 
 
 @contextmanager
 def _quiet(deadline_s: float) -> Iterator[None]:
-    """Ray Data without its own progress bars, and with a deadline; what was set before is put back."""
+    """Ray Data without its own progress bars, with a deadline, and with answers one by one; what was set before is put back."""
     context = DataContext.get_current()
     wanted = {"enable_progress_bars": False, "print_on_execution_start": False, "execution_no_progress_timeout_s": deadline_s}
+    wanted |= {"target_max_block_size": 1}  # byte: every answer travels as soon as it is there
     before = {name: getattr(context, name) for name in wanted}
     try:
         for name, value in wanted.items():

@@ -1,12 +1,13 @@
-"""Near duplicates: MinHash signatures of the 5-grams of characters, and which documents resemble one before them.
+"""Near duplicates: MinHash signatures of the 5-grams of characters, and which documents resemble one before them, or one of others.
 
-Shape letters: N documents, K numbers of a signature, G n-grams of all documents together, E pairs.
+Shape letters: N documents, M others, K numbers of a signature, G n-grams of all documents together, E pairs.
 
 Source: Broder 1997, "On the resemblance and containment of documents"; banding from Leskovec, Rajaraman, Ullman, "Mining of Massive
 Datasets", chapter 3. The MinHash itself is rensa's R-MinHash, whose version is pinned because its numbers are kept in the block store.
 """
 
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +72,27 @@ def near_copies(signatures_NK: Signatures, threshold: float) -> Flags:
     return flags
 
 
+def resembling(parts: Sequence[Signatures], others_MK: Signatures, threshold: float) -> list[Flags]:
+    """Per part and document, whether one of the others is as similar as the threshold, directly.
+
+    Every document of a bucket is compared, so what `near_copies` may miss is found: all pairs from a threshold of 0.51 on. That is meant
+    for few others: where nearly all documents have the same passages, the time grows with the product of both numbers.
+    """
+    flags = [np.zeros(len(part), np.bool_) for part in parts]
+    if not len(others_MK):
+        return flags
+    num_slots = others_MK.shape[1]
+    band_slots = slots_that_miss_none(threshold, num_slots)
+    for start in range(0, num_slots - band_slots + 1, band_slots):
+        band = slice(start, start + band_slots)
+        keys_M = _keys(others_MK[:, band])
+        order_M = np.argsort(keys_M)
+        ranked_M = keys_M[order_M]
+        for part_NK, found_N in zip(parts, flags, strict=True):
+            _find(part_NK, band, found_N, others_MK, ranked_M, order_M, threshold)
+    return flags
+
+
 def slots_of_band(threshold: float, num_slots: int = SIGNATURE_SLOTS) -> int:
     """The most slots a band can have so that a pair at the threshold agrees in at least one band with a chance of 0.99."""
     for slots in range(num_slots, 1, -1):
@@ -79,21 +101,31 @@ def slots_of_band(threshold: float, num_slots: int = SIGNATURE_SLOTS) -> int:
     return 1
 
 
-def similarity(signatures_NK: Signatures, first_E: Places, second_E: Places, pairs_at_once: int = 1 << 16) -> npt.NDArray[np.float64]:
-    """Share of equal slots of each pair, an estimate of the Jaccard similarity."""
+def slots_that_miss_none(threshold: float, num_slots: int = SIGNATURE_SLOTS) -> int:
+    """The most slots a band can have so that a pair at the threshold agrees in all of at least one band, whatever the others hold.
+
+    0.8 allows 25 of 128 slots to differ, so of 26 bands one is untouched: 4 slots each. Below 0.51 that would be bands of one slot, in
+    which everything meets everything; two are kept while the chance of a miss is below 0.01.
+    """
+    differing = num_slots - ceil(threshold * num_slots)
+    return max(num_slots // (differing + 1), min(2, slots_of_band(threshold, num_slots)))
+
+
+def similarity(
+    signatures_NK: Signatures, first_E: Places, second_E: Places, others_MK: Signatures | None = None, pairs_at_once: int = 1 << 16
+) -> npt.NDArray[np.float64]:
+    """Share of equal slots of each pair, an estimate of the Jaccard similarity. The second of a pair is one of the others, if given."""
+    second_NK = signatures_NK if others_MK is None else others_MK
     shares = np.empty(len(first_E))
     for start in range(0, len(first_E), pairs_at_once):
         part = slice(start, start + pairs_at_once)
-        shares[part] = (signatures_NK[first_E[part]] == signatures_NK[second_E[part]]).mean(axis=1)
+        shares[part] = (signatures_NK[first_E[part]] == second_NK[second_E[part]]).mean(axis=1)
     return shares
 
 
 def _candidates(band_NB: Signatures) -> tuple[Places, Places]:
     """Pairs (later, earlier) of documents that agree in a band."""
-    keys = np.zeros(len(band_NB), np.uint64)
-    for slot in range(band_NB.shape[1]):
-        keys = (keys + band_NB[:, slot]) * np.uint64(_FACTORS[slot % len(_FACTORS)])
-        keys ^= keys >> np.uint64(29)
+    keys = _keys(band_NB)
     order = np.argsort(keys, kind="stable")  # equal keys stay in the order of the documents
     ranked = keys[order]
     opens = np.ones(len(keys), np.bool_)
@@ -107,6 +139,35 @@ def _candidates(band_NB: Signatures) -> tuple[Places, Places]:
         later.append(rank)
         earlier.append(rank - back)
     return order[np.concatenate(later)], order[np.concatenate(earlier)]
+
+
+def _find(
+    part_NK: Signatures,
+    band: slice,
+    found_N: Flags,
+    others_MK: Signatures,
+    ranked_M: npt.NDArray[np.uint64],
+    order_M: Places,
+    threshold: float,
+) -> None:
+    """Flag, in place, what agrees in the band with one of the others (by their sorted keys) and reaches the threshold with it."""
+    keys_N, last = _keys(part_NK[:, band]), len(ranked_M) - 1
+    place_N = np.searchsorted(ranked_M, keys_N)
+    open_N = np.flatnonzero(~found_N & (ranked_M[np.minimum(place_N, last)] == keys_N))
+    while len(open_N):
+        found_N[open_N] = similarity(part_NK, open_N, order_M[place_N[open_N]], others_MK) >= threshold
+        place_N[open_N] += 1
+        open_N = open_N[~found_N[open_N] & (place_N[open_N] <= last)]
+        open_N = open_N[ranked_M[place_N[open_N]] == keys_N[open_N]]
+
+
+def _keys(band_NB: Signatures) -> npt.NDArray[np.uint64]:
+    """A hash of each document's slots of a band."""
+    keys = np.zeros(len(band_NB), np.uint64)
+    for slot in range(band_NB.shape[1]):
+        keys = (keys + band_NB[:, slot]) * np.uint64(_FACTORS[slot % len(_FACTORS)])
+        keys ^= keys >> np.uint64(29)
+    return keys
 
 
 def _join(first_N: Places, later_E: Places, earlier_E: Places) -> None:

@@ -15,12 +15,12 @@ from zhlm.corpus.parts import parts_of
 from zhlm.corpus.streams import files_of, held_out_of
 from zhlm.errors import ConfigError, CorpusError
 from zhlm.pack.dedup import Hashes, among
-from zhlm.pack.split import Fate, Fates, decide, held_out_by_hash
+from zhlm.pack.split import Fate, Fates, decide, drop_near, held_out_by_hash
 from zhlm.pack.survey import Survey
 from zhlm.pack.tasks import PackTask, Settings, Source, SurveyTask
 from zhlm.storage import digest
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised when the same settings and files give other blocks than before."""
 
 _NONE: Hashes = np.empty((0, 2), np.uint64)
@@ -89,14 +89,13 @@ def recipe_of(settings: Settings, tokenizer_digest: str, pack: PackConfig) -> di
 
 def pack_tasks(streams: Sequence[Stream], pack: PackConfig, recipe: dict[str, Any]) -> dict[str, list[PackTask]]:
     """What to pack of each stream, with the fate of every document that the survey knows. Training parts first, then the held-out ones."""
-    validation = [_validation_hashes(stream, pack) for stream in streams]
     known = hashlib.sha256(held_out_hashes(streams, pack).tobytes()).hexdigest()
+    decided = _decide(streams, pack) if pack.deduplicate or pack.near_duplicates is not None else None
     tasks = {}
     for n, stream in enumerate(streams):
-        elsewhere = np.concatenate([_NONE, *validation[:n], *validation[n + 1 :]])
         of_training: tuple[Split, ...] = ("train",) if stream.held_out else ("train", "validation")
-        if pack.deduplicate or pack.near_duplicates is not None:
-            fates = _decide(stream, pack, elsewhere)
+        if decided is not None:
+            fates = decided[n]
             training = [_decided(source, of_training, f, recipe) for source, f in zip(stream.training, fates, strict=False)]
         else:
             share = 0.0 if stream.held_out else pack.validation_share
@@ -145,29 +144,29 @@ def _undecided(source: Source, splits: tuple[Split, ...], share: float, held_out
     return PackTask(source, _key(source, splits, recipe, [share, held_out]), splits, None, share)
 
 
-def _decide(stream: Stream, pack: PackConfig, elsewhere: Hashes) -> list[Fates]:
-    """Fates of the documents in the training and then the held-out parts; a stream that leaves a split empty is refused."""
-    training, held_out = stream.surveyed(stream.training), stream.surveyed(stream.held_out)
-    of_training, of_held_out = decide(
-        [s.hashes_N2 for s in training],
-        [s.hashes_N2 for s in held_out],
-        share=pack.validation_share,
-        deduplicate=pack.deduplicate,
-        near=pack.near_duplicates,
-        training_signatures=[s.signatures_NK for s in training],
-        held_out_signatures=[s.signatures_NK for s in held_out],
-    )
-    found = among(np.concatenate([_NONE, *(s.hashes_N2 for s in training)]), [elsewhere])  # sorts those from elsewhere, so only once
-    for fates, there in zip(of_training, np.split(found, np.cumsum([len(s.hashes_N2) for s in training])[:-1]), strict=True):
-        fates[(fates == Fate.TRAIN) & there] = Fate.IN_HELD_OUT
-    every = np.concatenate([*of_training, *of_held_out])
-    dropped: Counter[str] = Counter()
-    for survey in [*training, *held_out]:
-        dropped.update(survey.dropped)
-    read = sum(s.documents for s in [*training, *held_out])
-    counts = {fate: int((every == fate).sum()) for fate in Fate}
-    refuse_empty(stream, pack, training=counts[Fate.TRAIN], validation=counts[Fate.VALIDATION], read=read, dropped=dropped)
-    return [*of_training, *of_held_out]
+def _decide(streams: Sequence[Stream], pack: PackConfig) -> list[list[Fates]]:
+    """Per stream, fates of the documents in the training and then the held-out parts; a stream that leaves a split empty is refused."""
+    validation = [_validation_hashes(stream, pack) for stream in streams]
+    surveys = [stream.surveyed([*stream.training, *stream.held_out]) for stream in streams]
+    decided = []
+    for n, (stream, each) in enumerate(zip(streams, surveys, strict=True)):
+        hashes, num_training = [s.hashes_N2 for s in each], len(stream.training)
+        training, held_out = hashes[:num_training], hashes[num_training:]
+        of_training, of_held_out = decide(training, held_out, share=pack.validation_share, deduplicate=pack.deduplicate)
+        elsewhere = np.concatenate([_NONE, *validation[:n], *validation[n + 1 :]])
+        found = among(np.concatenate([_NONE, *training]), [elsewhere])  # sorts those from elsewhere, so only once
+        for fates, there in zip(of_training, np.split(found, np.cumsum([len(part) for part in training])[:-1]), strict=True):
+            fates[(fates == Fate.TRAIN) & there] = Fate.IN_HELD_OUT
+        decided.append([*of_training, *of_held_out])
+    if pack.near_duplicates is not None:
+        signatures = [[s.signatures_NK for s in each if s.signatures_NK is not None] for each in surveys]
+        drop_near(list(zip(decided, signatures, strict=True)), pack.near_duplicates)
+    for stream, each, of_stream in zip(streams, surveys, decided, strict=True):
+        dropped = sum((Counter(survey.dropped) for survey in each), Counter[str]())
+        every, read = np.concatenate(of_stream), sum(survey.documents for survey in each)
+        training_left, validation_left = (int((every == fate).sum()) for fate in (Fate.TRAIN, Fate.VALIDATION))
+        refuse_empty(stream, pack, training=training_left, validation=validation_left, read=read, dropped=dropped)
+    return decided
 
 
 def refuse_empty(stream: Stream, pack: PackConfig, *, training: int, validation: int, read: int, dropped: Mapping[str, int]) -> None:

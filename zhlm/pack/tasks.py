@@ -4,9 +4,8 @@ Both read and clean the same files, so that no text needs to be kept in between:
 Workers import this module, so nothing here imports torch, transformers or Ray.
 """
 
-import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from zhlm.blocks.store import Part, Shard, ShardWriter, Split, commit_part, find
 from zhlm.config.schema import CleanConfig
 from zhlm.corpus.parts import SourcePart
 from zhlm.corpus.read import Batch, read_piece
-from zhlm.errors import CorpusError, VerificationError, ZhlmError
+from zhlm.errors import CorpusError, VerificationError
 from zhlm.pack.dedup import Hashes
 from zhlm.pack.packing import Kind, Packer
 from zhlm.pack.split import Fate, Fates, fates_inline
@@ -101,18 +100,6 @@ class _Drops:
         self.counts[reason] += 1
         if self.counts[reason] <= REJECTS_PER_REASON:
             self.rejects.append({"reason": reason, "path": batch.path, "row": int(batch.rows[at]), "text": text[:REJECT_CHARACTERS]})
-
-
-def on_row(function: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any]:
-    """Apply a function to the task in a Ray Data row; tasks and results travel pickled, because they are no table.
-
-    An error of ours is a result too: raised, it would reach the driver as the text of a traceback and no longer as what it is.
-    """
-    try:
-        result = function(pickle.loads(row["task"]))
-    except ZhlmError as error:
-        result = error
-    return {"index": row["index"], "result": pickle.dumps(result)}
 
 
 def beginnings(wanted: Sequence[tuple[Source, int]]) -> list[str]:

@@ -5,6 +5,7 @@ always such a string, `piece` one that is in the vocabulary.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from zhlm.errors import BaseModelError
+from zhlm.vocab.base import Base, merges_of
 
 
 def _alphabet() -> list[str]:
@@ -56,64 +58,62 @@ def is_fragment(data: bytes) -> bool:
 
 
 @dataclass(frozen=True)
-class ByteLevel:
+class ByteLevel(Base):
     """The parts of a byte-level BPE tokenizer that extending needs."""
+
+    KIND = "byte-level BPE"
+    MERGES = True
 
     backend: Tokenizer
     spec: dict[str, Any]
-    """The tokenizer.json."""
     merger: Tokenizer
     """The same merges on symbols that are already cut into pre-tokens."""
 
     @staticmethod
-    def of(backend: Tokenizer) -> "ByteLevel":
-        """Raises: BaseModelError for any other kind of tokenizer."""
-        spec = json.loads(backend.to_str())
+    def of(backend: Tokenizer, spec: dict[str, Any] | None = None) -> "ByteLevel":
+        """Raises: BaseModelError when some byte has no symbol."""
+        spec = spec or json.loads(backend.to_str())
         model = spec["model"]
-        kind = str(model.get("type"))
-        if kind != "BPE" or model.get("byte_fallback") or "ByteLevel" not in _types(spec.get("pre_tokenizer")):
-            name = "SentencePiece BPE" if kind == "BPE" else kind
-            raise BaseModelError(
-                f"vocab: cannot extend a {name} tokenizer yet, only byte-level BPE (GPT-2, BLOOM, Llama-3, Qwen); set vocab: null",
-                kind=name,
-            )
-        affixes = [a for a in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(a)]
-        if affixes:
-            raise BaseModelError(f"vocab: cannot extend a BPE tokenizer that has a {affixes[0]} yet; set vocab: null", kind=kind)
         absent = [b for b in UTF8_BYTES if ALPHABET[b] not in model["vocab"]]
         if absent:
             raise BaseModelError(
                 f"vocab: the tokenizer lacks {len(absent)} of the 256 byte symbols (0x{absent[0]:02x} first), so it cannot spell all text; "
                 "set vocab: null, or use a tokenizer trained with the whole byte alphabet"
             )
-        merges = [_pair(merge) for merge in model["merges"]]
-        bpe = BPE(vocab=model["vocab"], merges=merges, ignore_merges=bool(model.get("ignore_merges")))
+        bpe = BPE(vocab=model["vocab"], merges=merges_of(spec), ignore_merges=bool(model.get("ignore_merges")))
         return ByteLevel(backend, spec, Tokenizer(bpe))
 
-    @property
-    def vocabulary(self) -> dict[str, int]:
-        """Piece -> id of the BPE model; special tokens may or may not be among them."""
-        vocabulary: dict[str, int] = self.spec["model"]["vocab"]
-        return vocabulary
-
     def pre_tokens(self, text: str) -> list[str]:
-        """A text as the tokenizer cuts it before any merge, in symbols."""
-        normaliser = self.backend.normalizer
-        normal = normaliser.normalize_str(text) if normaliser is not None else text
-        return [symbols for symbols, _ in self.backend.pre_tokenizer.pre_tokenize_str(normal)]
+        return self._cut(self._normal(text))
 
     def merge(self, batch: list[str]) -> list[list[int]]:
-        """Ids of pre-tokens given in symbols."""
         return [encoding.ids for encoding in self.merger.encode_batch_fast(batch, add_special_tokens=False)]
 
+    def may_be_piece(self, piece: str) -> bool:
+        """Whole characters, or a part of a single one."""
+        data = to_bytes(piece)
+        return is_text(data) or is_fragment(data)
 
-def _types(node: Any) -> set[str]:
-    """Every `type` named in a part of a tokenizer.json."""
-    if isinstance(node, dict):
-        return {str(node.get("type"))}.union(*(_types(v) for v in node.values()))
-    return set().union(*(_types(v) for v in node)) if isinstance(node, list) else set()
+    def text_of(self, piece: str) -> str | None:
+        data = to_bytes(piece)
+        return data.decode("utf-8") if is_text(data) else None
+
+    def shown(self, piece: str) -> str:
+        return repr(to_bytes(piece))
+
+    def containing(self, piece: str) -> Iterable[str]:
+        """Characters of which the bytes are a part, at any place in them."""
+        data = to_bytes(piece)
+        places = [(length, offset) for length in range(len(data) + 1, 5) for offset in range(length - len(data) + 1)]
+        return (text for length, offset in places for text in _around(data, length, offset))
 
 
-def _pair(merge: str | list[str]) -> tuple[str, str]:
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
-    return left, right
+def _around(fragment: bytes, length: int, offset: int) -> Iterable[str]:
+    """All characters of `length` bytes with the fragment at `offset`: a few thousand at most, for a new piece is two bytes or more."""
+    leads = {2: range(0xC2, 0xE0), 3: range(0xE0, 0xF0), 4: range(0xF0, 0xF5)}[length]
+    stems = [b""]
+    for place in range(length):
+        inside = offset <= place < offset + len(fragment)
+        options: Iterable[int] = [fragment[place - offset]] if inside else leads if place == 0 else range(0x80, 0xC0)
+        stems = [stem + bytes([byte]) for stem in stems for byte in options]
+    return (stem.decode("utf-8") for stem in stems if is_text(stem))

@@ -10,7 +10,7 @@ from zhlm.config.schema import StreamConfig
 from zhlm.corpus.files import SourceFile
 from zhlm.corpus.read import read_documents
 from zhlm.text.normalise import normalise
-from zhlm.vocab.bytelevel import ByteLevel
+from zhlm.vocab.kinds import take_apart
 
 LEARN_CHARS = 20_000_000
 """Text that is learned from at most, spread over the files by size: about 3 GB of memory (1.3 GB measured at 8 million)."""
@@ -63,7 +63,7 @@ def _size(file: SourceFile) -> int:
 
 def count_file(task: CountTask, tokenizer_json: str) -> FileCount:
     """Pre-tokens of a file's first documents, up to a number of characters, and the first of them as a sample."""
-    base = ByteLevel.of(Tokenizer.from_str(tokenizer_json))
+    base = take_apart(Tokenizer.from_str(tokenizer_json))
     pre_tokens: Counter[str] = Counter()
     sample: list[str] = []
     documents = learned = seen = 0

@@ -7,8 +7,11 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from zhlm.errors import VerificationError
-from zhlm.vocab.bytelevel import ByteLevel
+from zhlm.vocab.base import Base
 from zhlm.vocab.learn import Learned
+
+CLASS_SETTINGS = ("model_input_names", "padding_side", "truncation_side")
+"""What classes of model families fix without writing it down (BERT's token_type_ids, Llama's padding on the left)."""
 
 
 def first_new_id(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -16,7 +19,7 @@ def first_new_id(tokenizer: PreTrainedTokenizerFast) -> int:
     return int(max(tokenizer.get_vocab().values())) + 1
 
 
-def extend(tokenizer: PreTrainedTokenizerFast, base: ByteLevel, learned: Learned) -> PreTrainedTokenizerFast:
+def extend(tokenizer: PreTrainedTokenizerFast, base: Base, learned: Learned) -> PreTrainedTokenizerFast:
     """A new tokenizer whose pieces from `first_new_id` on are the learned ones, in order.
 
     The result is of the plain class that reads its tokenizer.json as it stands: the classes of model families (Qwen2Tokenizer ...) would
@@ -31,7 +34,9 @@ def extend(tokenizer: PreTrainedTokenizerFast, base: ByteLevel, learned: Learned
         vocabulary.setdefault(added["content"], added["id"])
     start = first_new_id(tokenizer)
     vocabulary.update({piece: start + order for order, piece in enumerate(learned.pieces)})
-    spec["model"]["merges"] = [*spec["model"]["merges"], *(_written_like(spec["model"]["merges"], m) for m in learned.merges)]
+    if base.MERGES:
+        merges = spec["model"]["merges"]
+        spec["model"]["merges"] = [*merges, *(_written_like(merges, merge) for merge in learned.merges if merge)]
     extended = _with_spec(tokenizer, spec)
     moved = [piece for piece, row in tokenizer.get_vocab().items() if extended.convert_tokens_to_ids(piece) != row]
     if moved or len(extended.get_vocab()) != len(tokenizer.get_vocab()) + len(learned.pieces):
@@ -51,6 +56,9 @@ def _with_spec(tokenizer: PreTrainedTokenizerFast, spec: dict[str, object]) -> P
         settings_path = Path(folder) / "tokenizer_config.json"
         settings = json.loads(settings_path.read_text(encoding="utf-8"))
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        settings |= {
+            name: value for name in CLASS_SETTINGS if (value := getattr(tokenizer, name)) != getattr(PreTrainedTokenizerFast, name)
+        }
         settings_path.write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
         (Path(folder) / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
         extended: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)

@@ -14,23 +14,26 @@ from zhlm.config.schema import RunConfig, VocabConfig
 from zhlm.corpus.streams import files_of
 from zhlm.errors import CorpusError, DeadlineError, StorageError
 from zhlm.model.load import check_base, load_model, local_folder
-from zhlm.model.resize import add_rows
 from zhlm.records import Progress, Report
 from zhlm.storage import Run, storage_errors
 from zhlm.tokenizer.encode import TokenizersEncoder
 from zhlm.tokenizer.fertility import tokens_per_character
 from zhlm.tokenizer.load import digest_of, load_tokenizer, tokenizer_json
-from zhlm.vocab.bytelevel import ByteLevel
+from zhlm.vocab.compare import check_causal
 from zhlm.vocab.count import LEARN_CHARS, FileCount, count_file, plan_counts
-from zhlm.vocab.extend import extend, first_new_id
-from zhlm.vocab.initialise import mean, subword_mean
+from zhlm.vocab.extend import first_new_id
+from zhlm.vocab.kinds import take_apart
 from zhlm.vocab.learn import Learned, learn
+from zhlm.vocab.new_rows import Extension, grow, growth_of, held_out
+from zhlm.vocab.reach import extend_reachable
 from zhlm.vocab.verify import Proof, verify
 
 FILE_TIMEOUT_S = 1800
 """Wait for the next file to be counted, the start of a node included."""
 GOOD_TOKENS_PER_CHARACTER = 0.9
 """Below this a base reads the language well already. Source: Chinese-LLaMA-Alpaca-3, which kept Llama-3's vocabulary; an assumption."""
+GOOD_UNKNOWN_SHARE = 0.01
+"""Above this share of unknown words, few tokens mean that little was read. An assumption."""
 
 Fertility = dict[str, dict[str, float]]
 """Stream -> before and after -> tokens per character."""
@@ -45,27 +48,38 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
     tokenizer = load_tokenizer(folder)
     first_id = first_new_id(tokenizer)
     check_base(folder, None, first_id)
-    base = ByteLevel.of(tokenizer.backend_tokenizer)
+    base = take_apart(tokenizer.backend_tokenizer)
     model = load_model(folder, dtype="auto")
+    if vocab.compare_init or vocab.init == "auto":
+        check_causal(model)
 
     counts = _count(config, run, tokenizer_json(tokenizer), report)
     new = [stream.name for stream in config.streams if stream.role == "new"]
     pre_tokens = _merged(counts, new)
-    learned = learn(pre_tokens, base, vocab.add_rows, lambda done: report(Progress("vocab", done, vocab.add_rows, "rows")))
-
-    size_before = _size(model)
-    _grow(model, base, learned, first_id, vocab)
+    proposed = learn(pre_tokens, base, vocab.add_rows, lambda done: report(Progress("vocab", done, vocab.add_rows, "rows")))
     samples = {name: [text for count in of_stream for text in count.sample] for name, of_stream in counts.items()}
     new_texts, old_texts = _texts(samples, new), _texts(samples, [name for name in samples if name not in new])
+    extended, learned = extend_reachable(tokenizer, base, proposed, [*new_texts, *old_texts])
+
+    size_before = _size(model)
+    extension = Extension(tokenizer, extended, learned.pieces, first_id, base)
+    started, comparison = grow(model, extension, vocab, *held_out(config.streams, run.resolve, samples))
     with run.vocab.staged() as out:
-        _save(extend(tokenizer, base, learned), model, out)
+        _save(extended, model, out)
         extended = load_tokenizer(str(out))
         proof = verify(tokenizer, extended, learned, first_id, new_texts, old_texts)
         with storage_errors("writing", out):
             (out / "verify.json").write_text(json.dumps(proof.as_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+            if comparison is not None:
+                (out / "init.json").write_text(json.dumps(comparison.as_dict(), indent=1), encoding="utf-8")
     fertility = _fertility(tokenizer, extended, samples)
     facts = _facts(config, vocab, learned, proof, size_before, _size(model), fertility) | {"tokenizer_digest": digest_of(extended)}
-    return facts | {"learned_from": _learned_from([c for name in new for c in counts[name]], len(pre_tokens))} | _advice(fertility, new)
+    facts |= {"kind": base.KIND, "dropped": len(proposed.pieces) - len(learned.pieces)}
+    facts |= {"learned_from": _learned_from([c for name in new for c in counts[name]], len(pre_tokens))}
+    before, after = (sum(fertility[name][when] for name in new) for when in ("before", "after"))
+    tokens_share = after / before if before else 1.0
+    facts |= started | {"growth": growth_of(model, size_before[0], tokens_share).as_dict()}
+    return facts | _advice(fertility, proof, new)
 
 
 def _count(config: RunConfig, run: Run, tokenizer: str, report: Report) -> dict[str, list[FileCount]]:
@@ -110,11 +124,6 @@ def _texts(samples: dict[str, list[str]], names: Sequence[str]) -> list[str]:
     return [text for name in names for text in samples[name]]
 
 
-def _grow(model: PreTrainedModel, base: ByteLevel, learned: Learned, first_id: int, vocab: VocabConfig) -> None:
-    init = subword_mean(learned.pieces, base) if vocab.init == "subword_mean" else mean(len(learned.pieces))
-    add_rows(model, first_id, len(learned.pieces), init, pad_to_multiple=vocab.pad_to_multiple)
-
-
 def _save(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, folder: Path) -> None:
     with storage_errors("writing the extended model to", folder):
         try:
@@ -157,7 +166,7 @@ def _facts(
         "added": len(learned.pieces),
         "reachable": proof.reachable,
         "on_sample": proof.on_sample,
-        "init": vocab.init,
+        "unknown_share": proof.unknown_share,
         "parameters_before": size_before[1],
         "parameters_after": size_after[1],
         "parameter_growth_share": size_after[1] / size_before[1] - 1,
@@ -176,9 +185,9 @@ def _learned_from(counts: Sequence[FileCount], num_pre_tokens: int) -> dict[str,
     }
 
 
-def _advice(fertility: Fertility, new: Sequence[str]) -> dict[str, str]:
+def _advice(fertility: Fertility, proof: Proof, new: Sequence[str]) -> dict[str, str]:
     good = [name for name in new if fertility[name]["before"] < GOOD_TOKENS_PER_CHARACTER]
-    if not good:
+    if not good or proof.unknown_share["before"] > GOOD_UNKNOWN_SHARE:
         return {}
     value = fertility[good[0]]["before"]
     advice = f"the base needs only {value:.2f} tokens per character of {good[0]} (below {GOOD_TOKENS_PER_CHARACTER}); "

@@ -1,22 +1,22 @@
-"""Continued BPE training: pre-token counts of a corpus and a base's merges -> the merges that come next.
+"""Continued training: pre-token counts of a corpus and a base's merges -> the pieces that come next.
 
-The most frequent adjacent pair becomes a piece, again and again, exactly as if the base's own training had gone on with this corpus. Three
+The most frequent adjacent pair becomes a piece, again and again, exactly as if the base's own training had gone on with this corpus. Two
 kinds of pairs are passed over: whose product is in the vocabulary already (one piece, two merges: the base's later merges would then apply
-in another order than here), and whose product crosses a character with only a part of it. So every piece is text, or a part of one
-character.
+in another order than here), and whose product a piece may not be (in byte-level BPE: one that crosses a character with only a part of it).
+Characters that the base has no piece for compete with the pairs by the tokens that they save; their pairs wait until they are pieces.
 
 The corpus is one flat array of symbols with links to the neighbours, and each pair knows where it occurs: a merge touches its own
 occurrences only, all at once in NumPy. Shape letters: S positions in the array, K occurrences of a pair, E edges around them.
 """
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from zhlm.vocab.bytelevel import ByteLevel, is_fragment, is_text, to_bytes
+from zhlm.vocab.base import Base, Start
 
 Ints = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int32]
@@ -28,35 +28,76 @@ ENCODE_BATCH = 20_000
 
 @dataclass(frozen=True)
 class Learned:
-    """What training added, in order: merge n made piece n."""
+    """What training added, in order."""
 
     pieces: list[str]
-    merges: list[tuple[str, str]]
+    merges: list[tuple[str, str] | None]
+    """What each piece was merged from; None for a character, which is in the vocabulary and needs no merge."""
     counts: list[int]
-    """How often each pair occurred when it was merged."""
+    """Tokens that each piece saved when it came: for a merge, how often the pair occurred."""
     num_doubled: int
     """Pairs passed over because their product was a piece already."""
     num_crossing: int
-    """Pairs passed over because their product would end or begin inside a character."""
+    """Pairs passed over because a piece may not be their product."""
+
+    def without(self, unwanted: Collection[str]) -> "Learned":
+        """Without these pieces, and those merged from them."""
+        gone = set(unwanted)
+        kept = []
+        for order, (piece, merge) in enumerate(zip(self.pieces, self.merges, strict=True)):
+            if gone.intersection(merge or ()):
+                gone.add(piece)
+            if piece not in gone:
+                kept.append(order)
+        return self._only(kept)
+
+    def first(self, num_pieces: int) -> "Learned":
+        return self._only(range(min(num_pieces, len(self.pieces))))
+
+    def _only(self, orders: Sequence[int]) -> "Learned":
+        columns = [self.pieces[n] for n in orders], [self.merges[n] for n in orders], [self.counts[n] for n in orders]
+        return Learned(*columns, self.num_doubled, self.num_crossing)
 
 
-def learn(pre_tokens: Mapping[str, int], base: ByteLevel, num_pieces: int, tick: Callable[[int], None] = lambda done: None) -> Learned:
-    """The next `num_pieces` merges of `base` on these pre-tokens (in symbols, with counts); fewer when no pair is left that occurs twice.
+def learn(pre_tokens: Mapping[str, int], base: Base, num_pieces: int, tick: Callable[[int], None] = lambda done: None) -> Learned:
+    """The next `num_pieces` pieces of `base` on these pre-tokens (with counts); fewer when nothing is left that occurs twice.
 
-    Ties go to the pair with the smaller ids, so the result depends on the counts alone.
+    Ties go to characters and then to the pair with the smaller ids, so the result depends on the counts alone.
     """
-    symbols = {row: piece for piece, row in base.vocabulary.items()}
-    known = set(base.vocabulary)
-    tape = _Tape.of(pre_tokens, base)
+    wanted = num_pieces
+    while True:
+        learned = _learn(pre_tokens, base, wanted, tick)
+        unused = [piece for piece, used in zip(learned.pieces, base.used(learned.pieces, pre_tokens), strict=True) if not used]
+        kept = learned.without(unused)
+        if len(kept.pieces) >= num_pieces or len(learned.pieces) < wanted:
+            return kept.first(num_pieces)
+        wanted += 2 * (num_pieces - len(kept.pieces))
+
+
+def _learn(pre_tokens: Mapping[str, int], base: Base, num_pieces: int, tick: Callable[[int], None]) -> Learned:
+    start = base.start(pre_tokens.keys())
+    symbols = {row: piece for piece, row in base.vocabulary.items()} | {symbol: char for char, symbol in start.loose.items()}
+    known = {*base.vocabulary, *(added["content"] for added in base.spec["added_tokens"])}
+    tape = _Tape.of(pre_tokens, start)
+    characters = _gains(tape, base, start)
     next_symbol = max(symbols) + 1
     learned = Learned([], [], [], 0, 0)
     num_doubled = num_crossing = 0
-    while len(learned.pieces) < num_pieces and (top := tape.most_frequent()) is not None:
+    while len(learned.pieces) < num_pieces:
+        top = tape.most_frequent()
+        if characters and (top is None or characters[-1][0] >= top[1]):
+            gain, symbol = characters.pop()
+            tape.release(symbol)
+            _append(learned, symbols[symbol], None, gain)
+            known.add(symbols[symbol])
+            tick(len(learned.pieces))
+            continue
+        if top is None:
+            break
         pair, count = top
         left, right = symbols[pair >> 32], symbols[pair & 0xFFFFFFFF]
-        product = left + right
-        data = to_bytes(product)
-        if product in known or not (is_text(data) or is_fragment(data)):
+        product = base.join(left, right)
+        if product in known or not base.may_be_piece(product):
             tape.forget(pair)
             num_doubled += product in known
             num_crossing += product not in known
@@ -65,11 +106,24 @@ def learn(pre_tokens: Mapping[str, int], base: ByteLevel, num_pieces: int, tick:
         symbols[next_symbol] = product
         known.add(product)
         next_symbol += 1
-        learned.pieces.append(product)
-        learned.merges.append((left, right))
-        learned.counts.append(count)
+        _append(learned, product, (left, right) if base.MERGES else None, count)
         tick(len(learned.pieces))
     return Learned(learned.pieces, learned.merges, learned.counts, num_doubled, num_crossing)
+
+
+def _append(learned: Learned, piece: str, merge: tuple[str, str] | None, count: int) -> None:
+    learned.pieces.append(piece)
+    learned.merges.append(merge)
+    learned.counts.append(count)
+
+
+def _gains(tape: "_Tape", base: Base, start: Start) -> list[tuple[int, int]]:
+    """(tokens saved, symbol) of each character that is no piece yet, the best one last."""
+    if not start.loose:
+        return []
+    occurrences = np.bincount(tape.symbol_S, tape.weight_S).astype(np.int64)
+    gains = [(base.loose_gain(char) * int(occurrences[s]), s) for char, s in start.loose.items() if s < len(occurrences)]
+    return sorted([(gain, s) for gain, s in gains if gain and occurrences[s] >= MIN_COUNT], key=lambda g: (g[0], -g[1]))
 
 
 @dataclass
@@ -88,14 +142,16 @@ class _Tape:
     """Where a pair's left symbol stands; only ever too many, since merges of others may have broken it up."""
     heap: list[tuple[int, int]] = field(default_factory=list)
     """(-count, pair); counts only fall after a pair is pushed, so a stale entry is corrected when it comes up."""
+    waiting: dict[int, list[int]] = field(default_factory=dict)
+    """Pairs that wait for a symbol to become a piece."""
 
     @staticmethod
-    def of(pre_tokens: Mapping[str, int], base: ByteLevel) -> "_Tape":
+    def of(pre_tokens: Mapping[str, int], start: Start) -> "_Tape":
         words = sorted(pre_tokens)  # the order of the mapping must not matter
         chunks: list[Positions] = []
         lengths: list[int] = []
-        for start in range(0, len(words), ENCODE_BATCH):
-            encoded = base.merge(words[start : start + ENCODE_BATCH])
+        for at in range(0, len(words), ENCODE_BATCH):
+            encoded = start.encode(words[at : at + ENCODE_BATCH])
             lengths += [len(ids) for ids in encoded]
             chunks.append(np.fromiter((i for ids in encoded for i in ids), np.int32))
         symbol_S = np.concatenate(chunks) if chunks else np.empty(0, np.int32)
@@ -106,7 +162,7 @@ class _Tape:
         previous_S[(ends - sizes)[sizes > 0]] = -1
         next_S[(ends - 1)[sizes > 0]] = -1
         weight_S = np.repeat(np.fromiter((pre_tokens[w] for w in words), np.int32, len(words)), sizes)
-        tape = _Tape(symbol_S, next_S, previous_S, weight_S)
+        tape = _Tape(symbol_S, next_S, previous_S, weight_S, waiting={symbol: [] for symbol in start.loose.values()})
         tape._add(np.flatnonzero(next_S >= 0).astype(np.int32))
         return tape
 
@@ -115,12 +171,24 @@ class _Tape:
         while self.heap:
             negative, pair = self.heap[0]
             count = self.counts.get(pair, 0)
-            if count == -negative:
+            locked = self._locked(pair) if self.waiting else None
+            if count == -negative and locked is None:
                 return pair, count
             heapq.heappop(self.heap)
-            if count >= MIN_COUNT:
+            if locked is not None:
+                self.waiting[locked].append(pair)
+            elif count >= MIN_COUNT:
                 heapq.heappush(self.heap, (-count, pair))
         return None
+
+    def _locked(self, pair: int) -> int | None:
+        return next((symbol for symbol in (pair >> 32, pair & 0xFFFFFFFF) if symbol in self.waiting), None)
+
+    def release(self, symbol: int) -> None:
+        """A character has become a piece: its pairs no longer wait for it."""
+        for pair in self.waiting.pop(symbol):
+            if (count := self.counts.get(pair, 0)) >= MIN_COUNT:
+                heapq.heappush(self.heap, (-count, pair))
 
     def forget(self, pair: int) -> None:
         """Never propose this pair again."""

@@ -1,11 +1,12 @@
-"""The proof of an extended tokenizer: every new piece can be produced, text comes back, and all text is the base's with more merges.
+"""The proof of an extended tokenizer: every new piece can be produced, text comes back, and all text is the base's with more pieces.
 
 A piece that is text should encode to its own id when it stands alone. Some cannot, because the tokenizer cuts text before merging (a space
 and a word's beginning may only meet inside a longer text), and parts of a character are no text at all: for those some text must exist
 that produces them. Shape letters: I ids of all texts.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,8 +17,11 @@ from transformers import PreTrainedTokenizerFast
 from zhlm.errors import VerificationError
 from zhlm.tokenizer.encode import HARD_TEXTS, Encoder, TokenizersEncoder, choose_encoder
 from zhlm.tokenizer.load import tokenizer_json
-from zhlm.vocab.bytelevel import is_text, to_bytes
+from zhlm.vocab.base import Base
+from zhlm.vocab.kinds import take_apart
 from zhlm.vocab.learn import Learned
+from zhlm.vocab.reach import reached, rows_of
+from zhlm.vocab.wordpiece import WordPiece
 
 Ids = npt.NDArray[np.uint32]
 
@@ -32,11 +36,12 @@ class Proof:
     covered: int
     """Other pieces that some text produces."""
     unreachable: list[str]
-    """Pieces for which no text was found (as Python bytes): they only serve to build longer ones."""
+    """Pieces for which no text was found (byte-level ones as Python bytes): they only serve to build longer ones."""
     on_sample: int
     """New pieces that the sample of the new language produces."""
     texts: int
-    """Texts that came back after decoding, and whose new pieces, spelled out, are the ids of the base."""
+    """Texts that came back after decoding, and whose new pieces, spelled out, are the ids of the base. WordPiece: whose words are their
+    pieces or unknown, as before where no new piece is in them, and none has become unknown."""
     engine: dict[str, Any]
     """Which engine encodes this tokenizer fastest with the same ids, and on how much that was proved."""
     old_texts: int
@@ -44,6 +49,8 @@ class Proof:
     """Texts of the old language without any new piece: their ids are as before."""
     old_tokens_new_share: float
     """Share of their tokens that are new pieces."""
+    unknown_share: dict[str, float]
+    """Share of the new language's tokens that say only that a word is unknown, before and after; WordPiece alone has any."""
 
     @property
     def reachable(self) -> int:
@@ -66,31 +73,37 @@ def verify(
     Raises: VerificationError when text does not come back, ids are not the base's merged further, or transformers and engine differ.
     """
     texts = [*HARD_TEXTS, *new_texts, *old_texts]
+    base = take_apart(before.backend_tokenizer)
     encoder, base_encoder = TokenizersEncoder(tokenizer_json(after)), TokenizersEncoder(tokenizer_json(before))
     ids_I, offsets = encoder.encode_batch(texts)
-    _check_round_trip(before, after, texts, np.split(ids_I, offsets[1:-1]))
-    _check_spelling(base_encoder.encode_batch(texts)[0], ids_I, _spellings(before, learned, first_id), first_id)
+    before_I, before_offsets = base_encoder.encode_batch(texts)
+    if isinstance(base, WordPiece):
+        _check_words(base, after, texts, np.split(ids_I, offsets[1:-1]), first_id)
+    else:
+        spellings = _spellings(before, base, learned)
+        _check_pieces(before, after, spellings, first_id)
+        _check_round_trip(before, after, texts, np.split(ids_I, offsets[1:-1]))
+        _check_spelling(before_I, ids_I, spellings, first_id)
     _check_wrapper(encoder, after, [*HARD_TEXTS, *new_texts[:200]])
-    new_from, old_from = int(offsets[len(HARD_TEXTS)]), int(offsets[len(HARD_TEXTS) + len(new_texts)])
-    row_of = {piece: first_id + order for order, piece in enumerate(learned.pieces)}
+    first_new, first_old = len(HARD_TEXTS), len(HARD_TEXTS) + len(new_texts)
+    new_from, old_from = int(offsets[first_new]), int(offsets[first_old])
+    row_of = rows_of(learned, first_id)
     seen = set(np.unique(ids_I[new_from:old_from]).tolist())
-    alone = _alone(encoder, row_of)
-    rest = [piece for piece in learned.pieces if piece not in alone]
-    covered = {piece for piece in rest if row_of[piece] in seen or _is_produced(encoder, piece, row_of[piece])}
-    fresh = [
-        int((row >= first_id).sum()) for row in np.split(ids_I[old_from:], offsets[len(HARD_TEXTS) + len(new_texts) + 1 : -1] - old_from)
-    ]
+    alone, covered = reached(encoder, base, row_of, seen)
+    fresh = [int((row >= first_id).sum()) for row in np.split(ids_I[old_from:], offsets[first_old + 1 : -1] - old_from)]
+    new_before_I = before_I[before_offsets[first_new] : before_offsets[first_old]]
     return Proof(
         new_pieces=len(learned.pieces),
         alone=len(alone),
         covered=len(covered),
-        unreachable=[repr(to_bytes(piece)) for piece in rest if piece not in covered],
+        unreachable=[base.shown(piece) for piece in learned.pieces if piece not in alone and piece not in covered],
         on_sample=sum(row in seen for row in row_of.values()),
         texts=len(texts),
         engine=choose_encoder(tokenizer_json(after), "auto", [*new_texts, *old_texts])[1],
         old_texts=len(old_texts),
         old_texts_same=fresh.count(0) if old_texts else 0,
         old_tokens_new_share=sum(fresh) / max(1, len(ids_I) - old_from),
+        unknown_share={"before": _unknown_share(base, new_before_I), "after": _unknown_share(base, ids_I[new_from:old_from])},
     )
 
 
@@ -107,13 +120,46 @@ def _there_and_back(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
     return str(backend.decode(backend.encode(text, add_special_tokens=False).ids, skip_special_tokens=False))
 
 
-def _spellings(before: PreTrainedTokenizerFast, learned: Learned, first_id: int) -> list[list[int]]:
+def _check_words(base: WordPiece, after: PreTrainedTokenizerFast, texts: Sequence[str], rows: Sequence[Ids], first_id: int) -> None:
+    """A text is its words; one whose ids changed is spelled by its pieces, a new one among them."""
+    words_of = [base.words(text) for text in texts]
+    words = sorted({word for of_text in words_of for word in of_text})
+    extended = WordPiece.of(after.backend_tokenizer, json.loads(tokenizer_json(after)))
+    new_ids = dict(zip(words, extended.ids(words), strict=True))
+    piece_of = {row: piece for piece, row in extended.vocabulary.items()}
+    for word, old in zip(words, base.ids(words), strict=True):
+        new = new_ids[word]
+        if old != new and (max(new) < first_id or "".join(base.text_of(piece_of[row]) for row in new) != word):
+            raise VerificationError(f"vocab: the ids of the word {word[:40]!r} were {old[:9]} and became {new[:9]}, which do not spell it")
+    added = list(after.get_added_vocab())
+    for text, of_text, row in zip(texts, words_of, rows, strict=True):
+        if row.tolist() != [i for word in of_text for i in new_ids[word]] and not any(token in text for token in added):
+            raise VerificationError(f"vocab: the extended tokenizer cuts a text in other places than the base: {text[:40]!r}")
+
+
+def _unknown_share(base: Base, ids_I: Ids) -> float:
+    return float((ids_I == base.unknown_id).mean()) if isinstance(base, WordPiece) and len(ids_I) else 0.0
+
+
+def _spellings(before: PreTrainedTokenizerFast, base: Base, learned: Learned) -> list[list[int]]:
     """Of each new piece, the base's ids it was merged from."""
     vocabulary = before.get_vocab()
     spelled: dict[str, list[int]] = {}
     for piece, merge in zip(learned.pieces, learned.merges, strict=True):
-        spelled[piece] = [row for part in merge for row in (spelled.get(part) or [vocabulary[part]])]
+        parts = merge and [row for part in merge for row in (spelled.get(part) or [vocabulary[part]])]
+        spelled[piece] = parts or base.merge([piece])[0]
     return list(spelled.values())
+
+
+def _check_pieces(
+    before: PreTrainedTokenizerFast, after: PreTrainedTokenizerFast, spellings: Sequence[Sequence[int]], first_id: int
+) -> None:
+    """Each new piece decodes to what its spelling decodes to."""
+    got = after.backend_tokenizer.decode_batch([[first_id + order] for order in range(len(spellings))], skip_special_tokens=False)
+    expected = before.backend_tokenizer.decode_batch([list(s) for s in spellings], skip_special_tokens=False)
+    wrong = [(a, b) for a, b in zip(got, expected, strict=True) if a != b]
+    if wrong:
+        raise VerificationError(f"vocab: {len(wrong)} new pieces do not decode to their text, {wrong[0][1]!r} became {wrong[0][0]!r}")
 
 
 def _check_spelling(before_I: Ids, after_I: Ids, spellings: Sequence[Sequence[int]], first_id: int) -> None:
@@ -138,39 +184,3 @@ def _check_wrapper(encoder: Encoder, after: PreTrainedTokenizerFast, texts: Sequ
     wrong = [t for t, row, ids in zip(texts, np.split(ids_I, offsets[1:-1]), wrapped, strict=True) if row.tolist() != ids]
     if wrong:
         raise VerificationError(f"vocab: transformers and tokenizers disagree on {len(wrong)} texts, {wrong[0][:40]!r} among them")
-
-
-def _alone(encoder: Encoder, row_of: dict[str, int]) -> set[str]:
-    texts = {piece: to_bytes(piece).decode("utf-8") for piece in row_of if is_text(to_bytes(piece))}
-    ids_I, offsets = encoder.encode_batch(list(texts.values()))
-    sizes = np.diff(offsets)
-    return {piece for piece, start, size in zip(texts, offsets, sizes, strict=False) if size == 1 and ids_I[start] == row_of[piece]}
-
-
-def _is_produced(encoder: Encoder, piece: str, row: int) -> bool:
-    """Whether some text produces the piece: characters put around it, or each character that it is a part of."""
-    data = to_bytes(piece)
-    if is_text(data):
-        texts = [
-            before + data.decode("utf-8") + behind for before in ("", "a", "1", ".", "\u4e2d") for behind in ("", "a", "1", ".", "\u4e2d")
-        ]
-    else:
-        texts = _containing(data)
-    return bool((encoder.encode_batch(texts)[0] == row).any())
-
-
-def _containing(fragment: bytes) -> list[str]:
-    """Characters of which the bytes are a part, at any place in them."""
-    places = [(length, offset) for length in range(len(fragment) + 1, 5) for offset in range(length - len(fragment) + 1)]
-    return [text for length, offset in places for text in _around(fragment, length, offset)]
-
-
-def _around(fragment: bytes, length: int, offset: int) -> Iterable[str]:
-    """All characters of `length` bytes with the fragment at `offset`: a few thousand at most, for a new piece is two bytes or more."""
-    leads = {2: range(0xC2, 0xE0), 3: range(0xE0, 0xF0), 4: range(0xF0, 0xF5)}[length]
-    stems = [b""]
-    for place in range(length):
-        inside = offset <= place < offset + len(fragment)
-        options: Iterable[int] = [fragment[place - offset]] if inside else leads if place == 0 else range(0x80, 0xC0)
-        stems = [stem + bytes([byte]) for stem in stems for byte in options]
-    return (stem.decode("utf-8") for stem in stems if is_text(stem))

@@ -1,5 +1,7 @@
 """`zhlm blocks`: what it shows, what it finds wrong, and that a repair leaves just the damaged parts to pack again."""
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +22,9 @@ from zhlm.blocks.verify import problem_of
 from zhlm.cli import main
 from zhlm.config.load import dump_config
 from zhlm.config.schema import RunConfig
+from zhlm.corpus.changes import listing_of
+from zhlm.corpus.files import find_files
+from zhlm.errors import RunError
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
 
@@ -123,6 +128,16 @@ def test_a_sound_store_is_said_to_be_so(said: Callable[..., str]) -> None:
     assert said("--repair") == "nothing to repair\n"
 
 
+def test_a_repair_deletes_what_killed_packers_left(run: Run, said: Callable[..., str]) -> None:
+    left = (run.store / "zz" / ".zz1.train.0123abcd").path
+    left.parent.mkdir()
+    left.write_bytes(b"x" * 3000)
+    assert said("--repair") == "nothing to repair\n" and left.exists(), "it may be a living packer's"
+    os.utime(left, (0, 0))
+    assert said("--repair") == "deleted: 1 temporary files of killed packers, 3 kB\nnothing to repair\n"
+    assert not left.exists() and (run.blocks / "manifest.json").exists()
+
+
 def test_parts_that_the_ledger_lost_are_packed_again(run: Run, said: Callable[..., str]) -> None:
     """The reader sends its user here; as long as packing counts as finished, nobody would put them back."""
     ledger = (run.blocks / "ledger.jsonl").path
@@ -208,3 +223,42 @@ def test_only_text_needs_the_tokenizer(run: Run) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code, str(run.folder)], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_changed_file_is_named(run: Run, tmp_path: Path, said: Callable[..., str]) -> None:
+    for name in ("zh.txt", "en.txt", "held.txt"):
+        (tmp_path / name).write_text(f"{name}\n", encoding="utf-8")
+    listings = {name: listing_of(find_files([str(tmp_path / f"{name.rpartition('.')[2]}.txt")])) for name in ("zh", "en")}
+    listings["zh.held_out"] = listing_of(find_files([str(tmp_path / "held.txt")]))
+    for kept in ("started.json", "manifest.json"):
+        (run.blocks / "manifest.json").delete()
+        (run.blocks / kept).write_text(json.dumps({"sources": listings}))
+        for name in ("zh.txt", "en.txt", "held.txt"):
+            (tmp_path / name).write_text(f"{name}\n", encoding="utf-8")
+        assert "other than packed" not in said()
+        (tmp_path / "zh.txt").write_text("other\n", encoding="utf-8")
+        (tmp_path / "held.txt").unlink()
+        line = (
+            f"other than packed: zh: {tmp_path}/zh.txt changed, zh.held_out: {tmp_path}/held.txt cannot be read any more; `zhlm run` packs"
+        )
+        assert line in said()
+
+
+def test_blocks_of_another_packing_or_tokenizer_are_refused(
+    run: Run, tmp_path: Path, said: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny_llama(tmp_path / "base")
+    capsys.readouterr()
+    plan = read_plan(run.blocks)
+    assert plan is not None
+    write_plan(run.blocks, Plan(plan.recipe | {"packing": "concat", "clean": {"min_chars": 9}, "engine": "gigatoken"}, plan.streams))
+    what = f"blocks: {run.blocks} was packed with other settings (packing: 'concat' -> 'best_fit'; clean.min_chars: 9 -> 2); run the pack"
+    assert what in said() and what in said("--order", "1", code=2)
+    write_plan(run.blocks, Plan(plan.recipe | {"tokenizer": "0123456789abcdef"}, plan.streams))
+    assert f"was packed with the tokenizer 0123456789abcdef, that of {tmp_path}/base is " in said("--show", "1", code=2)
+    extended = RunConfig.model_validate(run_data(tmp_path) | {"vocab": {}})
+    run.config.path.write_text(dump_config(extended), encoding="utf-8")
+    (run.vocab / "manifest.json").write_text(json.dumps({"facts": {"tokenizer_digest": "fedcba9876543210"}}))
+    assert "(tokenizer: '0123456789abcdef' -> 'fedcba9876543210'); run the pack stage again" in said("--order", "1", code=2)
+    with pytest.raises(RunError, match="was packed with other settings"):
+        training_reader(run, extended)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from blocks_store import Packer
+from blocks_store import Packer, T
 
 from conftest import run_data, write_blocks
 from zhlm.blocks import read
@@ -199,7 +199,7 @@ def test_weights_are_shares_of_tokens_where_blocks_are_not_full(tmp_path: Path) 
     packer = Packer(tmp_path / "runs" / "tiny", {"zh": [40], "en": [40]}).plan().pack()
     data = run_data(tmp_path)
     for packing, share in (("none", None), ("best_fit", 0.75)):
-        config = RunConfig.model_validate(data | {"pack": {"packing": packing}})
+        config = RunConfig.model_validate(data | {"pack": {"packing": packing, "block_tokens": T}})
         reader = training_reader(packer.run, config)
         blocks = reader.read(range(4000))
         tokens = np.array([int(e[-1]) for e in blocks.ends])

@@ -12,8 +12,8 @@ from zhlm.config.load import dump_config
 from zhlm.config.schema import GenerateConfig, RunConfig
 from zhlm.errors import BaseModelError, RunError
 from zhlm.evaluate import job
-from zhlm.evaluate.bits import StreamScore
 from zhlm.evaluate.generate import generate, run_generate
+from zhlm.objectives.bits import StreamScore
 from zhlm.storage import Run
 
 EN = [f"Anna met {name} at {hour} in the evening." for name in ("Bob", "Carl", "Dora") for hour in ("seven", "eight", "nine")]

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaCon
 from zhlm.errors import BaseModelError
 from zhlm.model.inspect import is_tied
 from zhlm.model.load import load_model
-from zhlm.model.resize import add_rows
+from zhlm.model.resize import add_rows, fill_rows
 
 SMALL = dict(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
 CONFIGS = {
@@ -95,3 +95,31 @@ def test_a_tokenizer_longer_than_the_embedding_is_refused() -> None:
     model = create("llama")
     with pytest.raises(BaseModelError, match="50 entries but the embedding only 40 rows"):
         add_rows(model, 50, 7, marked)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_new_rows_are_written_again_and_nothing_else(kind: str) -> None:
+    model = create(kind)
+    add_rows(model, 40, 7, lambda old_VD: old_VD[:7] * 0, pad_to_multiple=16)
+    before = model.get_input_embeddings().weight.detach().clone()
+    fill_rows(model, 40, 7, marked)
+    once = model.get_input_embeddings().weight.detach().clone()
+    assert torch.equal(once[:40], before[:40]) and torch.equal(once[47:], before[47:])
+    assert torch.equal(once[40:47], marked(before))
+    assert add_rows(model, 40, 7, marked, pad_to_multiple=16) == 48
+    assert torch.equal(model.get_input_embeddings().weight, once)
+
+
+def test_a_bias_of_the_head_starts_as_the_mean() -> None:
+    model = create("llama")
+    model.lm_head.bias = torch.nn.Parameter(torch.arange(40.0))
+    add_rows(model, 40, 7, marked, pad_to_multiple=16)
+    assert torch.equal(model.lm_head.bias, torch.cat([torch.arange(40.0), torch.full((8,), 19.5)]))
+
+
+def test_a_head_that_would_not_grow_is_refused() -> None:
+    model = create("llama")
+    model.draft_head = torch.nn.Linear(16, 40)
+    with pytest.raises(BaseModelError, match="LlamaForCausalLM has a separate head draft_head of 40 rows"):
+        add_rows(model, 40, 7, marked)
+    assert model.get_input_embeddings().weight.shape[0] == 40

@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from zhlm.pack.near import SIGNATURE_SLOTS, near_copies, signatures, similarity, slots_of_band
+from zhlm.pack.near import SIGNATURE_SLOTS, near_copies, resembling, signatures, similarity, slots_of_band, slots_that_miss_none
 
 HAN = [chr(c) for c in range(0x4E00, 0x5A00)]
 
@@ -87,3 +87,36 @@ def test_chains_hang_together() -> None:
 @pytest.mark.parametrize(("threshold", "slots"), [(0.5, 3), (0.8, 6), (0.9, 10), (0.05, 1)])
 def test_bands_find_pairs_at_the_threshold(threshold: float, slots: int) -> None:
     assert slots_of_band(threshold) == slots
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.97])
+def test_what_resembles_another_is_found_as_by_comparing_all(threshold: float) -> None:
+    """Around the threshold, in crowded buckets: values are 0 to 3, and every other is a changed copy of the same few."""
+    random = np.random.default_rng(4)
+    bases = random.integers(0, 4, (3, SIGNATURE_SLOTS), np.uint32)
+    rows = bases[random.integers(0, 3, 600)]
+    changed = random.random(rows.shape) < random.random((600, 1)) * 1.2 * (1 - threshold)
+    rows[changed] = random.integers(0, 1 << 32, rows.shape, np.uint32)[changed]
+    documents, others = rows[:500], rows[500:]
+    share = (documents[:, None] == others[None]).mean(axis=2)
+    expected = (share >= threshold).any(axis=1)
+    assert 20 < expected.sum() < 480
+    assert resembling([documents], others, threshold)[0].tolist() == expected.tolist()
+    parts = resembling([documents[:7], documents[7:7], documents[7:]], others[::-1], threshold)
+    assert [len(p) for p in parts] == [7, 0, 493] and np.concatenate(parts).tolist() == expected.tolist()
+
+
+def test_a_pair_that_differs_in_every_band_is_found() -> None:
+    pair = np.zeros((2, SIGNATURE_SLOTS), np.uint32)
+    pair[1, 2::6] = 1  # 21 slots, one in each band of near_copies
+    pair[1, :4] = 1
+    assert not near_copies(pair, 0.8).any()
+    assert resembling([pair[:1]], pair[1:], 0.8)[0].tolist() == [True]
+    assert resembling([pair[:1]], pair[:0], 0.8)[0].tolist() == [False]
+
+
+@pytest.mark.parametrize(("threshold", "slots"), [(0.05, 1), (0.5, 2), (0.51, 2), (0.7, 3), (0.8, 4), (0.9, 9), (0.999, 128)])
+def test_more_bands_than_slots_may_differ(threshold: float, slots: int) -> None:
+    assert slots_that_miss_none(threshold) == slots
+    if threshold > 0.505:
+        assert SIGNATURE_SLOTS // slots > SIGNATURE_SLOTS - np.ceil(threshold * SIGNATURE_SLOTS)

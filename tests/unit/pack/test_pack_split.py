@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from zhlm.pack.dedup import Hashes, hashes_of
-from zhlm.pack.near import signatures
-from zhlm.pack.split import Fate, decide, fates_inline, held_out_by_hash
+from zhlm.pack.near import SIGNATURE_SLOTS, signatures
+from zhlm.pack.split import Fate, decide, drop_near, fates_inline, held_out_by_hash
 
 PROSE = "北京的秋天最美，香山的红叶漫山遍野，游人如织。湖边的柳树还绿着，孩子们在草地上放风筝，老人们在亭子里下棋聊天。"
 EDITED = PROSE.replace("老人们", "大人们")
@@ -25,15 +25,8 @@ def fates(*args: list[Hashes], share: float = 0.0, deduplicate: bool = True) -> 
 
 
 def near_fates(training: list[list[str]], held_out: list[list[str]], share: float = 0.0, deduplicate: bool = True) -> list[list[list[str]]]:
-    decided = decide(
-        [hashes_of(texts) for texts in training],
-        [hashes_of(texts) for texts in held_out],
-        share=share,
-        deduplicate=deduplicate,
-        near=0.7,
-        training_signatures=[signatures(texts) for texts in training],
-        held_out_signatures=[signatures(texts) for texts in held_out],
-    )
+    decided = decide([*map(hashes_of, training)], [*map(hashes_of, held_out)], share=share, deduplicate=deduplicate)
+    drop_near([([*decided[0], *decided[1]], [*map(signatures, [*training, *held_out])])], 0.7)
     return [named(part) for part in decided]  # type: ignore[arg-type]
 
 
@@ -78,8 +71,8 @@ def test_of_near_copies_the_first_is_kept() -> None:
 
 
 def test_nothing_near_a_held_out_document_is_trained_on() -> None:
-    assert near_fates([[PROSE, OTHER]], [[EDITED]]) == [[["NEAR_DUPLICATE", "TRAIN"]], [["VALIDATION"]]]
-    assert near_fates([[PROSE, EDITED]], [[EDITED]]) == [[["NEAR_DUPLICATE", "IN_HELD_OUT"]], [["VALIDATION"]]]
+    assert near_fates([[PROSE, OTHER]], [[EDITED]]) == [[["IN_HELD_OUT", "TRAIN"]], [["VALIDATION"]]]
+    assert near_fates([[PROSE, EDITED]], [[EDITED, PROSE]]) == [[["IN_HELD_OUT", "IN_HELD_OUT"]], [["VALIDATION", "NEAR_DUPLICATE"]]]
 
 
 def test_of_near_copies_the_validation_document_is_kept() -> None:
@@ -87,8 +80,41 @@ def test_of_near_copies_the_validation_document_is_kept() -> None:
     in_validation = held_out_by_hash(hashes_of(texts), 0.1)
     first = int(np.flatnonzero(in_validation)[0])
     assert first > 0, "the first text would be kept in any case"
-    expected = ["VALIDATION" if i == first else "NEAR_DUPLICATE" for i in range(len(texts))]
+    assert in_validation.sum() > 1, "one would be kept in any case"
+    expected = ["VALIDATION" if i == first else "NEAR_DUPLICATE" if held else "IN_HELD_OUT" for i, held in enumerate(in_validation)]
     assert near_fates([texts], [], share=0.1)[0] == [expected]
+
+
+def rows(*changed: range) -> list[np.ndarray]:
+    """A signature each, all the same but for the slots that change."""
+    found = np.zeros((len(changed), SIGNATURE_SLOTS), np.uint32)
+    for row, slots in enumerate(changed):
+        found[row, slots] = row + 1
+    return [found]
+
+
+def test_training_documents_do_not_decide_what_is_validated_on() -> None:
+    """Two validation documents hang together by a training document only: both stay, it goes. What resembles only that one stays."""
+    fates = [np.array([Fate.TRAIN, Fate.VALIDATION, Fate.VALIDATION, Fate.TRAIN], np.uint8)]
+    drop_near([(fates, rows(range(0), range(20), range(20, 40), range(100, 120)))], 0.8)
+    assert named([list(fates[0])]) == [["IN_HELD_OUT", "VALIDATION", "VALIDATION", "TRAIN"]]
+
+
+def test_only_what_is_validated_on_keeps_others_out() -> None:
+    """The second validation document is dropped for the first, and with it the reason to drop what resembles the second alone."""
+    (validated,) = rows(range(0), range(20))
+    (near_both,) = rows(range(5))
+    near_second = validated[1:].copy()
+    near_second[:, 20:40] = 7
+    far = rows(range(0), range(60, 128))[0][1:]
+    one = [np.array([Fate.VALIDATION, Fate.VALIDATION], np.uint8)]
+    other = [np.array([Fate.TRAIN, Fate.TRAIN, Fate.VALIDATION], np.uint8)]
+    drop_near([(other, [np.concatenate([near_both, near_second, far])]), (one, [validated])], 0.8)
+    assert named([list(one[0])]) == [["VALIDATION", "NEAR_DUPLICATE"]]
+    assert named([list(other[0])]) == [["IN_HELD_OUT", "TRAIN", "VALIDATION"]]
+    lonely = [np.array([Fate.TRAIN], np.uint8)]
+    drop_near([(lonely, rows(range(0))), ([], [])], 0.8)
+    assert named([list(lonely[0])]) == [["TRAIN"]]
 
 
 def test_without_a_survey_the_text_alone_decides() -> None:

@@ -20,7 +20,7 @@ from zhlm.errors import CorpusError, VerificationError
 from zhlm.pack import tasks
 from zhlm.pack.dedup import hashes_of
 from zhlm.pack.split import Fate
-from zhlm.pack.tasks import PackTask, Settings, Source, SurveyTask, on_row, pack_part, survey, with_ends
+from zhlm.pack.tasks import PackTask, Settings, Source, SurveyTask, pack_part, survey, with_ends
 from zhlm.storage import Place
 
 DOCUMENTS = ["今天  天气很好。", "短", "臺灣\x00龍", "生僻字𠮷", "👨‍👩‍👧", "今天 天气很好。", "end"]
@@ -227,16 +227,3 @@ def test_special_tokens_like_a_loop(documents: list[list[int]], start: bool, end
     offsets = np.cumsum([0, *map(len, documents)]).astype(np.int64)
     out, _ = with_ends(ids, offsets, 1 if start else None, 2 if end else None)
     assert out.tolist() == [i for d in documents for i in ([1] * start + d + [2] * end)]
-
-
-def test_a_row_carries_tasks_and_results() -> None:
-    row = on_row(sorted, {"index": 4, "task": pickle.dumps([2, 1])})
-    assert row["index"] == 4 and pickle.loads(row["result"]) == [1, 2]
-
-
-def test_an_error_of_ours_travels_as_a_result() -> None:
-    def fails(_: object) -> None:
-        raise CorpusError("corpus: a.txt line 3: broken", path="a.txt", line=3)
-
-    error = pickle.loads(on_row(fails, {"index": 0, "task": pickle.dumps(None)})["result"])
-    assert isinstance(error, CorpusError) and error.facts == {"path": "a.txt", "line": 3}

@@ -12,7 +12,9 @@ import pytest
 
 from zhlm import storage
 from zhlm.blocks.store import Ledger, Part, Shard, open_shard, writing
+from zhlm.corpus.changes import changes
 from zhlm.errors import StorageError
+from zhlm.model.files import listing_of_base
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
 
@@ -120,6 +122,16 @@ def test_blocks_and_checkpoints_live_there_too(bucket: Place) -> None:
     found, passed_over = newest(checkpoints)
     assert found is not None and found.state.step == 2 and found.trainable()["w"].tolist() == [2.0, 2.0]
     assert passed_over == ["step_00000003 passed over: no progress.json"]
+
+
+def test_a_base_in_the_store_that_is_replaced_is_another_one(bucket: Place) -> None:
+    for name in ("config.json", "model.safetensors", "README.md"):
+        (bucket / "base" / name).write_text(name)
+    before = listing_of_base(str(bucket / "base"), ["weights"])
+    assert list(before) == [f"{bucket}/base/config.json", f"{bucket}/base/model.safetensors"]
+    (bucket / "base" / "model.safetensors").write_text("more weights")
+    assert changes(before, listing_of_base(str(bucket / "base"), ["weights"])) == [f"{bucket}/base/model.safetensors changed"]
+    assert listing_of_base(str(bucket / "none"), ["weights"]) == {}
 
 
 @pytest.mark.parametrize("missing", ["file", "bucket"])

@@ -32,19 +32,6 @@ def test_merging_pre_tokens_gives_the_ids_of_the_whole_tokenizer(tokenizer: PreT
         assert ids == tokenizer.encode(text, add_special_tokens=False)
 
 
-@pytest.mark.parametrize(
-    ("model", "name"),
-    [
-        (models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), "WordPiece"),
-        (models.Unigram([("<unk>", 0.0)], 0), "Unigram"),
-        (models.BPE({"a": 0}, [], byte_fallback=True), "SentencePiece BPE"),
-    ],
-)
-def test_other_kinds_are_refused(model: models.Model, name: str) -> None:
-    with pytest.raises(BaseModelError, match=f"cannot extend a {name} tokenizer yet.*set vocab: null"):
-        ByteLevel.of(Tokenizer(model))
-
-
 def test_an_alphabet_with_holes_is_refused() -> None:
     backend = Tokenizer(models.BPE({"a": 0}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel()

@@ -1,6 +1,9 @@
 """Tokenizers trained on the spot, one of each family, and texts in both languages, as fixtures."""
 
+import json
 import random
+import re
+import string
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -53,6 +56,52 @@ def train(kind: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>", model_max_length=77)
 
 
+def train_sentencepiece(form: str = "llama") -> PreTrainedTokenizerFast:
+    """A SentencePiece BPE tokenizer with byte fallback trained on English, in one of the forms that its tokenizer.json comes in."""
+    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, initial_alphabet=["\u4e2d"], show_progress=False)
+    backend.train_from_iterator(ENGLISH, trainer)
+    spec = json.loads(backend.to_str())
+    spec["added_tokens"] = spec["added_tokens"][:3]  # the pieces of bytes are ordinary ones
+    backend = Tokenizer.from_str(json.dumps(spec))
+    backend.pre_tokenizer = None
+    strip = [decoders.Strip(" ", 1, 0)]
+    if form == "llama":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    elif form == "metaspace":
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        strip = []
+        backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=77)
+
+
+def train_wordpiece(chinese_chars: bool = True) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer of English words and letters (the library's trainer numbers its pieces in another order each time).
+
+    `chinese_chars`: whether each Chinese character is a word.
+    """
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [*string.ascii_lowercase, *string.digits]
+    words = sorted({word for text in ENGLISH for word in re.findall("[a-z]{2,}", text.lower())} - {"bicycle"})
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters), *".,;:!?'", "\u4e2d", "bi", "##cy", *words]
+    backend = Tokenizer(models.WordPiece({piece: row for row, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(handle_chinese_chars=chinese_chars)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens(special)
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, model_max_length=77, **names)
+
+
 KINDS = ["gpt2", "qwen", "llama3", "prefix_space"]
 
 
@@ -74,3 +123,19 @@ def english() -> list[str]:
 @pytest.fixture
 def chinese() -> list[str]:
     return chinese_texts()
+
+
+OTHER_KINDS = {
+    "llama": lambda: train_sentencepiece("llama"),
+    "metaspace": lambda: train_sentencepiece("metaspace"),
+    "gemma": lambda: train_sentencepiece("gemma"),
+    "bert": lambda: train_wordpiece(True),
+    "bert_uncut": lambda: train_wordpiece(False),
+}
+SENTENCEPIECE = ["llama", "metaspace", "gemma"]
+
+
+@pytest.fixture(params=OTHER_KINDS)
+def other_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    """Any kind but byte-level BPE."""
+    return OTHER_KINDS[request.param]()

@@ -6,7 +6,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zhlm.errors import BaseModelError, RunError
-from zhlm.evaluate.bits import _windows, first_characters, measure
+from zhlm.objectives.bits import _windows, first_characters, measure
 
 TEXTS = [
     "The rain stopped at seven.",
