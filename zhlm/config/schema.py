@@ -114,9 +114,9 @@ class VocabConfig(Section):
     add_rows: Positive = 512
     """At most this many new pieces, learned by continued BPE training on the `new` streams."""
     init: Init | Literal["auto"] = "subword_mean"
-    """Start of a new row. subword_mean: mean of the old pieces that spelled it. mean: of all old rows. mean_noise: drawn with their mean and
-    covariance. similarity: mixed from old pieces with similar neighbours in the corpus. random: as in an untrained model. auto: the one
-    with the fewest bits per byte of held-out text."""
+    """Start of a new row. subword_mean: mean of the old pieces that spelled it. mean: of all old rows. mean_noise: drawn with their mean
+    and covariance. similarity: mixed from old pieces with similar neighbours in the corpus. random: as in an untrained model. auto: the
+    one with the fewest bits per byte of held-out text."""
     compare_init: bool = False
     """Measure bits per byte at step 0 for each of them, and write the table into vocab/init.json (causal models only)."""
     pad_to_multiple: Positive = 1
