@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from zhlm.errors import RunError, UserError, ZhlmError
+from zhlm.errors import ConfigError, RunError, UserError, ZhlmError
 
 ADDRESS = "http://127.0.0.1:8265"
 WIDTH = 160
@@ -19,6 +19,7 @@ examples:
   zhlm run configs/sample.yaml --set train.steps=50    with a setting changed
   zhlm submit configs/sample.yaml                      the same on a cluster
   zhlm blocks runs/sample                              what was packed, dropped and is still missing
+  zhlm vocab BASE --corpus data/zh --out extended      only the vocabulary: base and corpus in, a proven base out
   zhlm generate runs/sample --prompt "今天"            base and adapted model side by side
   zhlm serve runs/sample                               OpenAI-compatible server
 
@@ -81,6 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--order", type=_number(int, 1, 10**12), metavar="STEP", help="the blocks of an optimizer step and of the next ones")
     which.add_argument("--show", type=_number(int, 0, 10**15), metavar="N", help="block N of the training order (from 0) as text")
 
+    _vocab_options(
+        _verb(verbs, "vocab", _vocab, "extend the vocabulary of a model, with proof, into a new folder; or prove a tokenizer (--verify)")
+    )
+
     _generate_options(_verb(verbs, "generate", _generate, "continue prompts with the base and the adapted model, side by side"))
 
     serve = _verb(verbs, "serve", _serve, "serve the merged model of a run with an OpenAI-compatible API, until stopped")
@@ -122,6 +127,21 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-new-tokens", type=_number(int, 1, 1_000_000), default=64, metavar="N", help="length of a continuation (64)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed gives the same text (1)")
+
+
+def _vocab_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("base", nargs="?", metavar="BASE", help="hub name or folder of the model to extend")
+    parser.add_argument("--corpus", nargs="+", default=[], metavar="PATH", help="files, globs or folders of the language to learn")
+    parser.add_argument("--old", nargs="+", default=[], metavar="PATH", help="the same of the language that the base knows, to measure on")
+    parser.add_argument("--out", metavar="FOLDER", help="new or empty folder for tokenizer, model and proof")
+    parser.add_argument("--rows", metavar="N", help="most new rows, as vocab.add_rows in a config")
+    parser.add_argument("--init", metavar="WAY", help="start of a new row, as vocab.init; auto takes the best one")
+    parser.add_argument("--compare-init", action="store_true", help="measure each start of new rows on held-out text")
+    parser.add_argument("--word-list", metavar="FILE", help="a word per line, each a token of its own; with --rows 0 nothing else is added")
+    parser.add_argument("--force", action="store_true", help="extend even where the base reads the corpus well")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="another setting of a config; may be repeated")
+    parser.add_argument("--verify", metavar="FOLDER", help="prove this tokenizer instead: pieces, round trips, engines")
+    parser.add_argument("--base", dest="before", metavar="BASE", help="with --verify: the tokenizer before its extension")
 
 
 def _number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
@@ -203,6 +223,24 @@ def _blocks(options: argparse.Namespace) -> int:
     else:
         inspect.show_overview(opened, console)
     return 0
+
+
+def _vocab(options: argparse.Namespace) -> int:
+    # Both are loaded by name, as below.
+    if options.verify is not None:
+        if options.base is not None:
+            raise ConfigError(f"vocab: {options.base} and --verify are both given; name the tokenizer before its extension with --base")
+        code: int = importlib.import_module("zhlm.vocab.verify_command").verify_command(
+            options.verify, options.before, options.corpus, options.out, print
+        )
+        return code
+    if options.before is not None:
+        raise ConfigError("vocab: --base goes with --verify; name the model to extend without it: `zhlm vocab BASE ...`")
+    given = [f"vocab.add_rows={options.rows}"] * (options.rows is not None) + [f"vocab.init={options.init}"] * (options.init is not None)
+    given += ["vocab.compare_init=true"] * options.compare_init + ["vocab.force=true"] * options.force
+    extend = importlib.import_module("zhlm.vocab.extend_command").extend_command
+    code = extend(options.base, options.corpus, options.old, options.out, given + options.set, options.word_list, print)
+    return code
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -38,6 +38,10 @@ class BaseModelError(UserError):
     """The base model or its tokenizer cannot be loaded, or they do not fit each other or the config."""
 
 
+class AdviceError(UserError):
+    """What was asked for would cost more than it gains; forcing it is possible."""
+
+
 class ClusterError(UserError):
     """The cluster cannot be reached, or can never hold what the run asks for."""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 
 from conftest import run_data
 from zhlm.config.schema import RunConfig
-from zhlm.errors import BaseModelError, find_user_error
+from zhlm.errors import AdviceError, BaseModelError, ConfigError, CorpusError, find_user_error
 from zhlm.records import Progress
 from zhlm.storage import Run
 from zhlm.vocab import job
@@ -46,6 +47,11 @@ def config_at(folder: Path, **vocab: Any) -> RunConfig:
     return RunConfig.model_validate_json(json.dumps(data))
 
 
+def config_with(config: RunConfig, **vocab: Any) -> RunConfig:
+    assert config.vocab is not None
+    return config.model_copy(update={"vocab": config.vocab.model_copy(update=vocab)})
+
+
 def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
@@ -75,6 +81,9 @@ def test_the_written_folder(base: PretrainedConfig, tmp_path: Path) -> None:
     assert facts["tokens_per_character"]["zh"]["before"] > 2 > 2 * per_character
     assert facts["tokens_per_character"]["en"]["before"] == facts["tokens_per_character"]["en"]["after"]
     assert facts["learned_from"]["documents"] == len(CHINESE)
+    assert (facts["stopped_by"], facts["chosen_rows"], facts["learned_from"]["dropped_pre_tokens"]) == ("limit", 40, 0)
+    ends = [facts["tokens_per_character"]["zh"][when] for when in ("before", "after")]
+    assert [facts["curve"][0][1], facts["curve"][-1][1]] == [pytest.approx(value, abs=1e-4) for value in ends]
     assert "advice" not in facts
     proof = json.loads((folder / "verify.json").read_text(encoding="utf-8"))
     assert proof["unreachable"] == [] and proof["old_texts_same"] == len(ENGLISH)
@@ -95,14 +104,21 @@ def test_twice_gives_the_same_bytes_and_leaves_nothing_else(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_fewer_rows_than_asked_and_advice(tmp_path: Path) -> None:
+def test_more_rows_than_the_corpus_gives_and_advice(tmp_path: Path) -> None:
     save_base(tmp_path / "base", LLAMA)
-    config = config_at(tmp_path, add_rows=5000, init="mean")
+    config = config_at(tmp_path, add_rows=5000, init="mean", force=True)
     (tmp_path / "zh.txt").write_text("The teacher reads qq qq books.\n", encoding="utf-8")
-    facts = job.run(config, lambda progress: None)
-    assert facts["asked"] == 5000
-    assert 0 < facts["added"] < 5
+    with pytest.raises(ConfigError, match=r"add_rows is 5,000, but the new streams give only \d pieces") as caught:
+        job.run(config, lambda progress: None)
+    most = int(re.findall(r"only (\d)", str(caught.value))[0])
+    facts = job.run(config_with(config, add_rows=most), lambda progress: None)
+    assert 0 < facts["added"] <= facts["asked"] == most < 5
     assert "vocab: null" in facts["advice"] and "zh" in facts["advice"]
+    with pytest.raises(CorpusError, match=r"has a token for each letter of zh \(.*set vocab.force: true"):
+        job.run(config_with(config, force=False), lambda progress: None)
+    (tmp_path / "zh.txt").write_text("The teacher reads " * 50 + "好\n", encoding="utf-8")
+    with pytest.raises(AdviceError, match=r"nothing was extended: the base needs only 0\.\d\d tokens per character of zh \(below 0.9\)"):
+        job.run(config_with(config, force=False), lambda progress: None)
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -138,3 +154,12 @@ def test_the_best_start_of_new_rows_is_measured_and_taken(tmp_path: Path) -> Non
     assert facts["growth"]["rows"] == facts["rows_after"] - facts["rows_before"]
     assert facts["growth"]["parameters"] == facts["parameters_after"] - facts["parameters_before"]
     json.dumps(facts)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_pieces_that_save_too_little_get_no_row(tmp_path: Path) -> None:
+    save_base(tmp_path / "base", LLAMA)
+    facts = job.run(config_at(tmp_path, add_rows=5000, min_gain=0.02), lambda progress: None)
+    assert facts["stopped_by"] == "gain" and 0 < facts["added"] == facts["chosen_rows"] < facts["curve"][-1][0] < 50
+    with pytest.raises(ConfigError, match=r"min_gain 0\.9 .* the first one saves 0\.\d+; lower vocab\.min_gain"):
+        job.run(config_at(tmp_path, add_rows=5000, min_gain=0.9), lambda progress: None)

@@ -23,9 +23,12 @@ OPTIONS = {
     "logs": ["id", "--address", "--follow"],
     "stop": ["id", "--address"],
     "blocks": ["run", "--verify", "--repair", "--order", "--show"],
+    "vocab": [
+        "base", "--corpus", "--old", "--out", "--rows", "--init", "--compare-init", "--word-list", "--force", "--set", "--verify", "--base",
+    ],
     "generate": ["run", "--prompt", "--top-p", "--temperature", "--num-return-sequences", "--max-new-tokens", "--seed"],
     "serve": ["run", "--port"],
-}
+}  # fmt: skip
 """Settings belong into the config file: a new one here needs a reason."""
 CONFIG = """\
 name: tiny

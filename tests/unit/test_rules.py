@@ -15,7 +15,7 @@ STAGES = ("sample", "vocab", "pack", "train", "export", "evaluate", "serve")
 
 MODULE_LINES = 400
 FUNCTION_LINES = 60
-PACKAGE_LINES = 16_000
+PACKAGE_LINES = 20_000
 
 HAN_ALLOWED = {"zhlm/sample/lexicon.py", "zhlm/sample/grammar.py", "zhlm/tokenizer/encode.py", "zhlm/cli.py"}
 """Modules whose Chinese is data: words of the sample, hard cases for tokenizers, a prompt in the help. zhlm/text/ as well."""

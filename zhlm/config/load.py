@@ -53,14 +53,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises: ConfigError for an unreadable file, bad YAML, an unknown key, a wrong type or a contradiction.
     """
-    data = _parse(_read(Path(path)), str(path))
+    return make_config(_parse(_read(Path(path)), str(path)), overrides, str(path))
+
+
+def make_config(data: dict[str, Any], overrides: Sequence[str], origin: str) -> RunConfig:
+    """Plain data and `a.b=value` overrides -> RunConfig; `origin` names them in messages.
+
+    Raises: ConfigError as load_config does.
+    """
     for override in overrides:
         _apply(data, override)
     try:
         # Through JSON, because strict models take a list for a tuple only there.
         return RunConfig.model_validate_json(json.dumps(data, default=_refuse))
     except ValidationError as error:
-        raise ConfigError(_explain(error, str(path)), path=str(path)) from None
+        raise ConfigError(_explain(error, origin), path=origin) from None
 
 
 def dump_config(config: RunConfig) -> str:

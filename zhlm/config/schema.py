@@ -111,8 +111,16 @@ Init = Literal["subword_mean", "mean", "mean_noise", "similarity", "random"]
 
 
 class VocabConfig(Section):
-    add_rows: Positive = 512
-    """At most this many new pieces, learned by continued BPE training on the `new` streams."""
+    add_rows: Annotated[int, Field(ge=0)] = 512
+    """At most this many new pieces, learned by continued BPE training on the `new` streams. 0: only those of `word_list`."""
+    min_gain: Share = 1e-6
+    """A piece is added while it saves at least this share of the new streams' tokens (as the base has them): with 1e-6, one of a million.
+    0: while it saves any. A row costs a 7B model 6e-7 of a step (its width by its parameters), a 0.5B model 2e-6."""
+    word_list: str | None = None
+    """File with a word per line: each becomes a token of its own, whatever stands around it, beside what is learned."""
+    force: bool = False
+    """Extend even where the base reads the `new` streams well (below 0.9 tokens per character, or no letter that takes two): otherwise
+    the stage says so and ends."""
     init: Init | Literal["auto"] = "subword_mean"
     """Start of a new row. subword_mean: mean of the old pieces that spelled it. mean: of all old rows. mean_noise: drawn with their mean
     and covariance. similarity: mixed from old pieces with similar neighbours in the corpus. random: as in an untrained model. auto: the
@@ -121,6 +129,14 @@ class VocabConfig(Section):
     """Measure bits per byte at step 0 for each of them, and write the table into vocab/init.json (causal models only)."""
     pad_to_multiple: Positive = 1
     """Rows of the embedding are padded to a multiple of this (64 suits GPUs)."""
+
+    @model_validator(mode="after")
+    def _something_to_add(self) -> Self:
+        if self.add_rows == 0 and self.word_list is None:
+            raise ValueError(
+                "add_rows is 0 and word_list is null, so nothing would be added; raise the first, name a file, or set vocab: null"
+            )
+        return self
 
 
 class CleanConfig(Section):

@@ -1,5 +1,6 @@
 """Which files a stage reads itself, and which of them are no longer what they were."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -7,10 +8,10 @@ from typing import Any, Literal
 from zhlm.config.schema import RunConfig
 from zhlm.config.stages import Stage
 from zhlm.corpus.files import SourceFile, find_files
-from zhlm.corpus.open import stamp_of
+from zhlm.corpus.open import size_of, stamp_of
 from zhlm.corpus.streams import files_of
 from zhlm.errors import CorpusError
-from zhlm.storage import SAMPLE_SCHEME
+from zhlm.storage import SAMPLE_SCHEME, is_remote
 
 Listing = Mapping[str, Sequence[Any]]
 """Path -> fingerprint and, of local files, the stamp: plain data, kept in a stage's manifest."""
@@ -21,6 +22,9 @@ def files_of_stage(config: RunConfig, stage: Stage) -> dict[str, list[SourceFile
     files: dict[str, list[SourceFile]] = {}
     if stage == "sample" and config.sample and config.sample.base:
         files["sample.base"] = _own_files(config.sample.base.paths)
+    if stage == "vocab" and config.vocab and config.vocab.word_list:
+        path = os.path.abspath(config.vocab.word_list) if not is_remote(config.vocab.word_list) else config.vocab.word_list
+        files["vocab.word_list"] = [SourceFile(path, "whole", "none", size_of(path))]
     for stream in config.streams if stage in ("vocab", "pack") else ():
         if stream.dataset is not None:
             files[stream.name] = files_of(stream, str)

@@ -65,7 +65,7 @@ def parts_of(files: Sequence[SourceFile], shard_bytes: int) -> list[SourcePart]:
         if 2 * file.size_bytes <= shard_bytes and file.hub is None:
             small.append(file)
         else:
-            parts += [SourcePart((piece,), size) for piece, size in _cut(file, shard_bytes)]
+            parts += [SourcePart((piece,), size) for piece, size in cut(file, shard_bytes)]
     small.sort(key=lambda f: (f.fingerprint, f.path))
     for group in _groups(small, shard_bytes, 0):
         parts.append(SourcePart(tuple(whole(f) for f in group), sum(f.size_bytes for f in group)))
@@ -81,7 +81,8 @@ def whole(file: SourceFile) -> Piece:
     return Piece(file, 0, file.size_bytes)
 
 
-def _cut(file: SourceFile, shard_bytes: int) -> Iterator[tuple[Piece, int]]:
+def cut(file: SourceFile, shard_bytes: int) -> Iterator[tuple[Piece, int]]:
+    """A file in pieces of about `shard_bytes`, where its format allows, and the bytes of each."""
     if file.hub is not None:
         shards = file.hub.num_shards
         yield from ((Piece(file, i, i + 1), file.size_bytes // shards) for i in range(shards))

@@ -78,9 +78,16 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], levels: Sequence[Level] = (), *, y_name: str, small: bool = False, ratios: bool = False
+    title: str,
+    lines: Sequence[Line],
+    levels: Sequence[Level] = (),
+    *,
+    y_name: str,
+    x_name: str = "step",
+    small: bool = False,
+    ratios: bool = False,
 ) -> str:
-    """A figure of curves over training steps. Empty when there is nothing to draw.
+    """A figure of curves, over training steps or what `x_name` says. Empty when there is nothing to draw.
 
     `ratios` makes the axis logarithmic where the values span more than a factor of 2, so that the last percents stay visible.
     """
@@ -101,7 +108,7 @@ def line_chart(
         *(f'<path class="grid" d="M0 {frame.y(t):.1f}H{BOX}"/>' for t in y_ticks),
         *(f'<path class="level {v.colour}" d="M0 {frame.y(v.value):.1f}H{BOX}"/>' for v in levels),
         *(_curve(line, frame) for line in sorted(lines, key=lambda line: not line.faint)),
-        *(_hover(line, frame, unit) for line in lines if not line.faint),
+        *(_hover(line, frame, x_name, unit) for line in lines if not line.faint),
     ]
     labels = [
         *(f'<span class="tick y" style="top:{frame.y(t) / BOX:.2%}">{tick_number(t)}</span>' for t in y_ticks),
@@ -112,7 +119,7 @@ def line_chart(
     return (
         f'<figure class="chart{" small" if small else ""}"><figcaption><b>{escape(title)}</b> <span>{escape(y_name)}</span></figcaption>'
         f'<div class="plot">{_svg("curves", f"{title}: {spoken}")}{"".join(drawing)}</svg>{"".join(labels)}</div>'
-        '<div class="axis">step</div></figure>'
+        f'<div class="axis">{escape(x_name)}</div></figure>'
     )
 
 
@@ -154,10 +161,10 @@ def _curve(line: Line, frame: _Frame) -> str:
     return f'<polyline class="curve {line.colour}{" faint" if line.faint else ""}" points="{path}"/>{end}'
 
 
-def _hover(line: Line, frame: _Frame, unit: str) -> str:
+def _hover(line: Line, frame: _Frame, x_name: str, unit: str) -> str:
     return "".join(
         f'<path class="hit {line.colour}" d="M{frame.x(x):.1f},{frame.y(y):.1f}h0">'
-        f"<title>{escape(line.name)}, step {x:,.0f}: {number(y)} {escape(unit)}</title></path>"
+        f"<title>{escape(line.name)}, {escape(x_name)} {x:,.0f}: {number(y)} {escape(unit)}</title></path>"
         for x, y in line.points
     )
 

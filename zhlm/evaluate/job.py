@@ -88,6 +88,7 @@ def _results(config: RunConfig, run: Run, scores: dict[str, Scores], written: di
     return {
         **tables,
         "entropy_bits_per_byte": entropy_bits_per_byte(config, run),
+        "vocabulary": _vocabulary(config, run),
         "change": {stream: scores["adapted"][stream].bits_per_byte / base.bits_per_byte - 1 for stream, base in scores["base"].items()},
         "generations": [
             {"prompt": prompt, "base": base, "adapted": adapted}
@@ -103,6 +104,12 @@ def entropy_bits_per_byte(config: RunConfig, run: Run) -> dict[str, float] | Non
         return None
     corpus = run.manifest("sample")["facts"]["corpus"]
     return {s.name: float(corpus[s.name]["entropy_bits_per_byte"]) for s in config.streams if s.name in corpus}
+
+
+def _vocabulary(config: RunConfig, run: Run) -> dict[str, Any] | None:
+    """The curve of the vocab stage; None where it did not run, or before it wrote one."""
+    facts = run.manifest("vocab")["facts"] if config.vocab else {}
+    return {key: facts[key] for key in ("curve", "chosen_rows", "stopped_by")} if "curve" in facts else None
 
 
 def alerts(config: RunConfig, base: Scores, adapted: Scores) -> list[str]:

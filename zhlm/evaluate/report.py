@@ -27,6 +27,7 @@ def render(config: RunConfig, results: Results, metrics: str) -> str:
         _headline(config, results, colours),
         _training(config, results, log, colours),
         _numbers(config, results),
+        _vocabulary(config, results),
         _generations(config, results),
         f"<details><summary>Settings of this run</summary><pre>{escape(dump_config(config))}</pre></details>",
         _footer(config, results),
@@ -196,6 +197,24 @@ def _numbers(config: RunConfig, results: Results) -> str:
         f'<h2>Numbers</h2><p class="note">The same texts for both models: fewer tokens mean that the vocabulary fits better.</p>'
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
+
+
+def _vocabulary(config: RunConfig, results: Results) -> str:
+    """What each row of the vocabulary brought, on the corpus that pieces were learned from, and why no more were added."""
+    facts = results.get("vocabulary")
+    if not facts or not config.vocab or not facts["chosen_rows"]:
+        return ""
+    chosen, points = facts["chosen_rows"], [(float(rows), float(value)) for rows, value in facts["curve"]]
+    lines = [Line(f"{chosen:,} rows", [p for p in points if p[0] <= chosen], "c0")]
+    if points[-1][0] > chosen:
+        lines.append(Line("not added", [p for p in points if p[0] >= chosen], "ink"))
+    why = {
+        "gain": f"The next one would have saved less than {config.vocab.min_gain:g} of the tokens.",
+        "limit": "More were not asked for.",
+        "corpus": "No further one occurs twice.",
+    }[facts["stopped_by"]]
+    chart = line_chart("Rows added", lines, y_name="tokens per character of what they were learned from", x_name="rows")
+    return f'<h2>Vocabulary</h2><p class="note">{chosen:,} learned pieces got a row, the most useful first. {why}</p>{chart}'
 
 
 def _generations(config: RunConfig, results: Results) -> str:

@@ -29,7 +29,7 @@ def add_rows(model: PreTrainedModel, first_row: int, num_rows: int, init: InitRo
         raise BaseModelError(
             f"base: the tokenizer has {first_row} entries but the embedding only {rows_before} rows; resize the model first"
         )
-    _check_heads(model, rows_before)
+    check_heads(model)
     wanted = max(rows_before, first_row + num_rows)
     rows = -(-wanted // pad_to_multiple) * pad_to_multiple
     if rows != rows_before:
@@ -58,8 +58,14 @@ def fill_rows(model: PreTrainedModel, first_row: int, num_rows: int, init: InitR
             tensor[first_row : first_row + num_rows] = new_ND.to(tensor)
 
 
-def _check_heads(model: PreTrainedModel, rows: int) -> None:
-    """Layers inside the blocks may have that size by chance; outside of them it is a head."""
+def check_heads(model: PreTrainedModel) -> None:
+    """Refuse a model with a head that resizing does not know.
+
+    Layers inside the blocks may have as many outputs as there are rows by chance; outside of them it is a head.
+
+    Raises: BaseModelError.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
     known = {id(tensor) for tensor in _vocabulary_tensors(model)}
     for name, module in model.named_modules():
         of_block = any(part.isdigit() for part in name.split("."))

@@ -68,6 +68,14 @@ class Base(ABC):
     def may_be_piece(self, piece: str) -> bool:
         """Whether a new piece may be this string."""
 
+    def written(self, text: str) -> str:
+        """A part of a text as a piece of it would be written."""
+        return text
+
+    def spelled(self, word: str) -> list[int]:
+        """Old ids of a word alone."""
+        return self.merge([self.written(word)])[0]
+
     @abstractmethod
     def text_of(self, piece: str) -> str | None:
         """The text that a piece stands for inside of a longer one; None for a part of a character."""

@@ -5,8 +5,9 @@ always such a string, `piece` one that is in the vocabulary.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -27,6 +28,8 @@ ALPHABET = _alphabet()
 BYTE_OF = {symbol: byte for byte, symbol in enumerate(ALPHABET)}
 UTF8_BYTES = [b for b in range(256) if b not in (0xC0, 0xC1) and b < 0xF5]
 """The bytes that occur in UTF-8 at all."""
+MENDED_TEXTS = 5000
+"""Tried for a piece that begins or ends inside of a character."""
 
 
 def to_symbols(data: bytes) -> str:
@@ -94,6 +97,9 @@ class ByteLevel(Base):
         data = to_bytes(piece)
         return is_text(data) or is_fragment(data)
 
+    def written(self, text: str) -> str:
+        return to_symbols(text.encode())
+
     def text_of(self, piece: str) -> str | None:
         data = to_bytes(piece)
         return data.decode("utf-8") if is_text(data) else None
@@ -102,8 +108,11 @@ class ByteLevel(Base):
         return repr(to_bytes(piece))
 
     def containing(self, piece: str) -> Iterable[str]:
-        """Characters of which the bytes are a part, at any place in them."""
+        """Characters of which the bytes are a part, at any place in them; for other pieces of broken text, which bases have, the text
+        mended at its ends."""
         data = to_bytes(piece)
+        if not is_fragment(data):
+            return _mended(data)
         places = [(length, offset) for length in range(len(data) + 1, 5) for offset in range(length - len(data) + 1)]
         return (text for length, offset in places for text in _around(data, length, offset))
 
@@ -117,3 +126,14 @@ def _around(fragment: bytes, length: int, offset: int) -> Iterable[str]:
         options: Iterable[int] = [fragment[place - offset]] if inside else leads if place == 0 else range(0x80, 0xC0)
         stems = [stem + bytes([byte]) for stem in stems for byte in options]
     return (stem.decode("utf-8") for stem in stems if is_text(stem))
+
+
+def _mended(data: bytes) -> Iterator[str]:
+    """Texts in which whole characters stand around broken ones: some thousand of the ways to mend the two ends."""
+    start = next((n for n, byte in enumerate(data[:3]) if not 0x80 <= byte < 0xC0), min(3, len(data)))
+    end = next((n for n in range(len(data) - 1, max(start, len(data) - 3) - 1, -1) if data[n] >= 0xC0 and is_fragment(data[n:])), len(data))
+    heads = _around(data[:start], max(3, start + 1), max(3, start + 1) - start) if start else [""]
+    tails = _around(data[end:], 2 if data[end] < 0xE0 else 3 if data[end] < 0xF0 else 4, 0) if end < len(data) else [""]
+    body = data[start:end]
+    if is_text(body):
+        yield from islice((head + body.decode() + tail for head in list(heads)[:64] for tail in tails), MENDED_TEXTS)

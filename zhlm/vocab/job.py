@@ -1,8 +1,9 @@
-"""The vocab stage on Ray: count pre-tokens file by file, learn, extend, resize, prove, write."""
+"""The vocab stage on Ray: count pre-tokens file by file, learn, extend, resize, prove, write. `zhlm vocab` runs the same function."""
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,90 +11,153 @@ import ray
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from zhlm.config.schema import RunConfig, VocabConfig
+from zhlm.cluster import connected
+from zhlm.config.schema import RunConfig, StreamConfig, VocabConfig
 from zhlm.corpus.streams import files_of
-from zhlm.errors import CorpusError, DeadlineError, StorageError
+from zhlm.errors import AdviceError, ConfigError, CorpusError, DeadlineError, StorageError
 from zhlm.model.load import check_base, load_model, local_folder
+from zhlm.model.resize import check_heads
 from zhlm.records import Progress, Report
-from zhlm.storage import Run, storage_errors
+from zhlm.storage import Place, Run, storage_errors
 from zhlm.tokenizer.encode import TokenizersEncoder
-from zhlm.tokenizer.fertility import tokens_per_character
 from zhlm.tokenizer.load import digest_of, load_tokenizer, tokenizer_json
+from zhlm.vocab import worth
+from zhlm.vocab.base import Base
 from zhlm.vocab.compare import check_causal
 from zhlm.vocab.count import LEARN_CHARS, FileCount, count_file, plan_counts
 from zhlm.vocab.extend import first_new_id
+from zhlm.vocab.gain import curve_facts
 from zhlm.vocab.kinds import take_apart
 from zhlm.vocab.learn import Learned, learn
 from zhlm.vocab.new_rows import Extension, grow, growth_of, held_out
 from zhlm.vocab.reach import extend_reachable
 from zhlm.vocab.verify import Proof, verify
+from zhlm.vocab.words import WithWords, cut_words, read_words
 
 FILE_TIMEOUT_S = 1800
 """Wait for the next file to be counted, the start of a node included."""
-GOOD_TOKENS_PER_CHARACTER = 0.9
-"""Below this a base reads the language well already. Source: Chinese-LLaMA-Alpaca-3, which kept Llama-3's vocabulary; an assumption."""
-GOOD_UNKNOWN_SHARE = 0.01
-"""Above this share of unknown words, few tokens mean that little was read. An assumption."""
 
-Fertility = dict[str, dict[str, float]]
-"""Stream -> before and after -> tokens per character."""
+
+@dataclass(frozen=True)
+class Order:
+    """What to extend, on which text, and where to."""
+
+    base: str
+    """Hub name or folder."""
+    revision: str | None
+    streams: Sequence[StreamConfig]
+    resolve: Callable[[str], str]
+    """A path of a stream -> a real one."""
+    vocab: VocabConfig
+    out: Place
+    """Becomes a folder with tokenizer, model and verify.json, in one move at the end."""
+    tasks: int
+    """Files counted at the same time."""
+
+    @property
+    def new(self) -> list[str]:
+        """Names of the streams to learn."""
+        return [stream.name for stream in self.streams if stream.role == "new"]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The base, found to be fit for an extension."""
+
+    tokenizer: PreTrainedTokenizerFast
+    base: Base
+    first_id: int
+    words: list[str]
+    model: PreTrainedModel
 
 
 def run(config: RunConfig, report: Report) -> dict[str, Any]:
     """Extend the base's vocabulary on the streams of role `new`, and write tokenizer and resized model into the run's vocab folder."""
-    vocab = config.vocab
-    assert vocab is not None, "the vocab stage runs only where the config has a vocab section"
+    assert config.vocab is not None, "the vocab stage runs only where the config has a vocab section"
     run = Run.of(config)
-    folder = str(local_folder(run.original_model(config), config.base.revision))
-    tokenizer = load_tokenizer(folder)
-    first_id = first_new_id(tokenizer)
-    check_base(folder, None, first_id)
-    base = take_apart(tokenizer.backend_tokenizer)
-    model = load_model(folder, dtype="auto")
-    if vocab.compare_init or vocab.init == "auto":
-        check_causal(model)
+    source, tasks = run.original_model(config), config.resources.pack_tasks
+    facts = extend_base(Order(source, config.base.revision, config.streams, run.resolve, config.vocab, run.vocab, tasks), report)
+    return facts | {"base": config.base.model, "base_revision": config.base.revision}
 
-    counts = _count(config, run, tokenizer_json(tokenizer), report)
-    new = [stream.name for stream in config.streams if stream.role == "new"]
-    pre_tokens = _merged(counts, new)
-    proposed = learn(pre_tokens, base, vocab.add_rows, lambda done: report(Progress("vocab", done, vocab.add_rows, "rows")))
+
+def extend_base(order: Order, report: Report) -> dict[str, Any]:
+    """Extend a base, prove it and write it. Returns the facts; nothing is written before all of it is proved.
+
+    Raises: AdviceError or CorpusError where the base needs no more pieces for this text and `vocab.force` is not set; other UserErrors for
+        a base or a word list that cannot be extended, and a corpus that cannot be learned from; VerificationError when the proof fails.
+    """
+    vocab, new = order.vocab, order.new
+    opened = _open(order)
+    tokenizer, base, words, model = opened.tokenizer, opened.base, opened.words, opened.model
+    with connected():
+        counts = _count(order, tokenizer_json(tokenizer), report)
     samples = {name: [text for count in of_stream for text in count.sample] for name, of_stream in counts.items()}
     new_texts, old_texts = _texts(samples, new), _texts(samples, [name for name in samples if name not in new])
-    extended, learned = extend_reachable(tokenizer, base, proposed, [*new_texts, *old_texts])
+    pre_tokens = _merged(counts, new)
+    encoder = TokenizersEncoder(tokenizer_json(tokenizer))
+    before = worth.per_character(encoder, samples)
+    advice = worth.advice({name: before[name] for name in new}, worth.unknown_share(base, encoder, new_texts))
+    if not vocab.force:
+        worth.check_script(base, new_texts, new)
+        if advice:
+            raise AdviceError(f"vocab: nothing was extended: {advice}; to do it nevertheless, set {worth.FORCE}")
 
+    num_pre_tokens = len(pre_tokens)
+    pre_tokens = cut_words(pre_tokens, base, words) if words else pre_tokens
+    proposed = learn(
+        pre_tokens, base, vocab.add_rows, lambda done: report(Progress("vocab", done, vocab.add_rows, "rows")), min_gain=vocab.min_gain
+    )
+    _check_limit(vocab, proposed)
+    extended, learned = extend_reachable(tokenizer, base, proposed, [*new_texts, *old_texts], words)
     size_before = _size(model)
-    extension = Extension(tokenizer, extended, learned.pieces, first_id, base)
-    started, comparison = grow(model, extension, vocab, *held_out(config.streams, run.resolve, samples))
-    with run.vocab.staged() as out:
+    extension = Extension(tokenizer, extended, [*learned.pieces, *words], opened.first_id, WithWords(base, frozenset(words)))
+    started, comparison = grow(model, extension, vocab, *held_out(order.streams, order.resolve, samples))
+    with order.out.staged() as out:
         _save(extended, model, out)
         extended = load_tokenizer(str(out))
-        proof = verify(tokenizer, extended, learned, first_id, new_texts, old_texts)
+        proof = verify(tokenizer, extended, learned, opened.first_id, new_texts, old_texts, words)
         with storage_errors("writing", out):
             (out / "verify.json").write_text(json.dumps(proof.as_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
             if comparison is not None:
                 (out / "init.json").write_text(json.dumps(comparison.as_dict(), indent=1), encoding="utf-8")
-    fertility = _fertility(tokenizer, extended, samples)
-    facts = _facts(config, vocab, learned, proof, size_before, _size(model), fertility) | {"tokenizer_digest": digest_of(extended)}
-    facts |= {"kind": base.KIND, "dropped": len(proposed.pieces) - len(learned.pieces)}
-    facts |= {"learned_from": _learned_from([c for name in new for c in counts[name]], len(pre_tokens))}
-    before, after = (sum(fertility[name][when] for name in new) for when in ("before", "after"))
-    tokens_share = after / before if before else 1.0
-    facts |= started | {"growth": growth_of(model, size_before[0], tokens_share).as_dict()}
-    return facts | _advice(fertility, proof, new)
+    after = worth.per_character(TokenizersEncoder(tokenizer_json(extended)), samples)
+    facts = _facts(vocab, proof, size_before, _size(model), {name: {"before": before[name], "after": after[name]} for name in samples}, new)
+    facts |= {"kind": base.KIND, "dropped": len(proposed.pieces) - len(learned.pieces), "tokenizer_digest": digest_of(extended)}
+    facts |= {"passed_over": {"doubled": learned.num_doubled, "crossing": learned.num_crossing}}
+    learned_from = _learned_from([c for name in new for c in counts[name]], num_pre_tokens)
+    facts |= {"learned_from": learned_from} | curve_facts(proposed, learned, learned_from["characters"], vocab.add_rows)
+    share = sum(after[name] for name in new) / (sum(before[name] for name in new) or 1.0)
+    facts |= started | {"growth": growth_of(model, size_before[0], share).as_dict()}
+    return facts | ({"advice": advice} if advice else {}) | ({"inits": comparison.as_dict()} if comparison else {})
 
 
-def _count(config: RunConfig, run: Run, tokenizer: str, report: Report) -> dict[str, list[FileCount]]:
+def _open(order: Order) -> _Opened:
+    """All that can be refused before any text is read."""
+    folder = str(local_folder(order.base, order.revision))
+    tokenizer = load_tokenizer(folder)
+    first_id = first_new_id(tokenizer)
+    check_base(folder, None, first_id)
+    base = take_apart(tokenizer.backend_tokenizer)
+    words = read_words(order.vocab.word_list, tokenizer, base) if order.vocab.word_list else []
+    model = load_model(folder, dtype="auto")
+    check_heads(model)
+    if order.vocab.compare_init or order.vocab.init == "auto":
+        check_causal(model)
+    return _Opened(tokenizer, base, first_id, words, model)
+
+
+def _count(order: Order, tokenizer: str, report: Report) -> dict[str, list[FileCount]]:
     """Counts and samples of every file by stream, one Ray task per file, a few at a time."""
-    tasks = plan_counts(config.streams, {stream.name: files_of(stream, run.resolve) for stream in config.streams})
+    tasks = plan_counts(order.streams, {stream.name: files_of(stream, order.resolve) for stream in order.streams})
     shared = ray.put(tokenizer)
     remote = ray.remote(num_cpus=1)(count_file)
     waiting = list(enumerate(tasks))
     running: dict[ray.ObjectRef, int] = {}
     done: dict[int, FileCount] = {}
     while waiting or running:
-        while waiting and len(running) < config.resources.pack_tasks:
-            order, task = waiting.pop(0)
-            running[remote.remote(task, shared)] = order
+        while waiting and len(running) < order.tasks:
+            number, task = waiting.pop(0)
+            running[remote.remote(task, shared)] = number
         ready, _ = ray.wait(list(running), timeout=FILE_TIMEOUT_S)
         if not ready:
             raise DeadlineError(
@@ -101,13 +165,13 @@ def _count(config: RunConfig, run: Run, tokenizer: str, report: Report) -> dict[
             )
         done[running.pop(ready[0])] = ray.get(ready[0], timeout=FILE_TIMEOUT_S)
         report(Progress("vocab", len(done), len(tasks), "files"))
-    by_stream: dict[str, list[FileCount]] = {stream.name: [] for stream in config.streams}
-    for order, task in enumerate(tasks):
-        by_stream[task.stream].append(done[order])
+    by_stream: dict[str, list[FileCount]] = {stream.name: [] for stream in order.streams}
+    for number, task in enumerate(tasks):
+        by_stream[task.stream].append(done[number])
     return by_stream
 
 
-def _merged(counts: dict[str, list[FileCount]], names: Sequence[str]) -> Counter[str]:
+def _merged(counts: Mapping[str, list[FileCount]], names: Sequence[str]) -> Counter[str]:
     total: Counter[str] = Counter()
     for name in names:
         for count in counts[name]:
@@ -120,7 +184,21 @@ def _merged(counts: dict[str, list[FileCount]], names: Sequence[str]) -> Counter
     return total
 
 
-def _texts(samples: dict[str, list[str]], names: Sequence[str]) -> list[str]:
+def _check_limit(vocab: VocabConfig, proposed: Learned) -> None:
+    there = len(proposed.pieces)
+    if proposed.beyond and not there:
+        raise ConfigError(
+            f"vocab: no piece saves min_gain {vocab.min_gain:g} of the new streams' tokens, the first one saves "
+            f"{proposed.beyond[0] / proposed.num_tokens:.2g}; lower vocab.min_gain"
+        )
+    if there < vocab.add_rows and not proposed.beyond:
+        raise ConfigError(
+            f"vocab: add_rows is {vocab.add_rows:,}, but the new streams give only {there:,} pieces that occur twice; "
+            f"set vocab.add_rows (--rows) to {there} or less, or give more text"
+        )
+
+
+def _texts(samples: Mapping[str, list[str]], names: Sequence[str]) -> list[str]:
     return [text for name in names for text in samples[name]]
 
 
@@ -140,30 +218,22 @@ def _size(model: PreTrainedModel) -> tuple[int, int]:
     return int(model.get_input_embeddings().weight.shape[0]), sum(p.numel() for p in model.parameters())
 
 
-def _fertility(before: PreTrainedTokenizerFast, after: PreTrainedTokenizerFast, samples: dict[str, list[str]]) -> Fertility:
-    encoders = {"before": TokenizersEncoder(tokenizer_json(before)), "after": TokenizersEncoder(tokenizer_json(after))}
-    return {name: {when: tokens_per_character(encoder, texts) for when, encoder in encoders.items()} for name, texts in samples.items()}
-
-
 def _facts(
-    config: RunConfig,
     vocab: VocabConfig,
-    learned: Learned,
     proof: Proof,
     size_before: tuple[int, int],
     size_after: tuple[int, int],
-    fertility: Fertility,
+    fertility: Mapping[str, Mapping[str, float]],
+    new: Sequence[str],
 ) -> dict[str, Any]:
-    new = next(stream.name for stream in config.streams if stream.role == "new")
     return {
-        "summary": f"{len(learned.pieces)} rows added, {proof.reachable} reachable; tokens per character of {new}: "
-        f"{fertility[new]['before']:.2f} -> {fertility[new]['after']:.2f}",
-        "base": config.base.model,
-        "base_revision": config.base.revision,
+        "summary": f"{proof.new_pieces} rows added, {proof.reachable} reachable; tokens per character of {new[0]}: "
+        f"{fertility[new[0]]['before']:.2f} -> {fertility[new[0]]['after']:.2f}",
         "rows_before": size_before[0],
         "rows_after": size_after[0],
         "asked": vocab.add_rows,
-        "added": len(learned.pieces),
+        "added": proof.new_pieces,
+        "words": proof.words,
         "reachable": proof.reachable,
         "on_sample": proof.on_sample,
         "unknown_share": proof.unknown_share,
@@ -172,7 +242,6 @@ def _facts(
         "parameter_growth_share": size_after[1] / size_before[1] - 1,
         "tokens_per_character": fertility,
         "old_tokens_new_share": proof.old_tokens_new_share,
-        "passed_over": {"doubled": learned.num_doubled, "crossing": learned.num_crossing},
     }
 
 
@@ -182,13 +251,5 @@ def _learned_from(counts: Sequence[FileCount], num_pre_tokens: int) -> dict[str,
         "characters": sum(c.characters for c in counts),
         "characters_limit": LEARN_CHARS,
         "different_pre_tokens": num_pre_tokens,
+        "dropped_pre_tokens": sum(c.dropped for c in counts),
     }
-
-
-def _advice(fertility: Fertility, proof: Proof, new: Sequence[str]) -> dict[str, str]:
-    good = [name for name in new if fertility[name]["before"] < GOOD_TOKENS_PER_CHARACTER]
-    if not good or proof.unknown_share["before"] > GOOD_UNKNOWN_SHARE:
-        return {}
-    value = fertility[good[0]]["before"]
-    advice = f"the base needs only {value:.2f} tokens per character of {good[0]} (below {GOOD_TOKENS_PER_CHARACTER}); "
-    return {"advice": advice + "vocab: null keeps it smaller and is likely as good"}

@@ -6,12 +6,14 @@ in another order than here), and whose product a piece may not be (in byte-level
 Characters that the base has no piece for compete with the pairs by the tokens that they save; their pairs wait until they are pieces.
 
 The corpus is one flat array of symbols with links to the neighbours, and each pair knows where it occurs: a merge touches its own
-occurrences only, all at once in NumPy. Shape letters: S positions in the array, K occurrences of a pair, E edges around them.
+occurrences only, all at once in NumPy. Shape letters: S positions in the array, K occurrences of a pair, E edges around them, G groups of
+edges that are the same pair.
 """
 
 import heapq
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +41,12 @@ class Learned:
     """Pairs passed over because their product was a piece already."""
     num_crossing: int
     """Pairs passed over because a piece may not be their product."""
+    num_tokens: int = 0
+    """Of the corpus before the first piece. WordPiece: with an unknown character as if each byte were one."""
+    saved: list[int] = field(default_factory=list)
+    """Tokens saved in all when each piece had come; those of a piece that was left out are in the next one's."""
+    beyond: list[int] = field(default_factory=list)
+    """`saved` for those that would have come next, had they been worth their rows."""
 
     def without(self, unwanted: Collection[str]) -> "Learned":
         """Without these pieces, and those merged from them."""
@@ -54,36 +62,56 @@ class Learned:
     def first(self, num_pieces: int) -> "Learned":
         return self._only(range(min(num_pieces, len(self.pieces))))
 
+    def worth(self, min_gain: float) -> "Learned":
+        """The first pieces, while each saved at least this share of the corpus's tokens; the others are `beyond`."""
+        enough = min_gain * self.num_tokens
+        chosen = next((n for n, count in enumerate(self.counts) if count < enough), len(self.counts))
+        return replace(self.first(chosen), beyond=self.saved[chosen:] + self.beyond)
+
     def _only(self, orders: Sequence[int]) -> "Learned":
-        columns = [self.pieces[n] for n in orders], [self.merges[n] for n in orders], [self.counts[n] for n in orders]
-        return Learned(*columns, self.num_doubled, self.num_crossing)
+        pieces, merges = [self.pieces[n] for n in orders], [self.merges[n] for n in orders]
+        saved = [self.saved[n] for n in orders] if self.saved else []
+        return replace(self, pieces=pieces, merges=merges, counts=[self.counts[n] for n in orders], saved=saved)
 
 
-def learn(pre_tokens: Mapping[str, int], base: Base, num_pieces: int, tick: Callable[[int], None] = lambda done: None) -> Learned:
-    """The next `num_pieces` pieces of `base` on these pre-tokens (with counts); fewer when nothing is left that occurs twice.
+def learn(
+    pre_tokens: Mapping[str, int],
+    base: Base,
+    num_pieces: int,
+    tick: Callable[[int], None] = lambda done: None,
+    *,
+    min_gain: float = 0.0,
+) -> Learned:
+    """The next `num_pieces` pieces of `base` on these pre-tokens (with counts); fewer when nothing is left that occurs twice, or that saves
+    `min_gain` of the corpus's tokens (as the base has them).
 
-    Ties go to characters and then to the pair with the smaller ids, so the result depends on the counts alone.
+    A piece never saves more than the one before it. Ties go to characters and then to the pair with the smaller ids, so the result depends
+    on the counts alone.
     """
     wanted = num_pieces
     while True:
-        learned = _learn(pre_tokens, base, wanted, tick)
-        unused = [piece for piece, used in zip(learned.pieces, base.used(learned.pieces, pre_tokens), strict=True) if not used]
-        kept = learned.without(unused)
-        if len(kept.pieces) >= num_pieces or len(learned.pieces) < wanted:
-            return kept.first(num_pieces)
+        learned = _learn(pre_tokens, base, wanted, min_gain, tick)
+        chosen = learned.worth(min_gain)
+        unused = [piece for piece, used in zip(chosen.pieces, base.used(chosen.pieces, pre_tokens), strict=True) if not used]
+        kept = chosen.without(unused)
+        if len(kept.pieces) >= num_pieces or chosen.beyond or len(learned.pieces) < wanted:
+            return replace(kept.first(num_pieces), beyond=kept.beyond[: max(0, num_pieces - len(kept.pieces))])
         wanted += 2 * (num_pieces - len(kept.pieces))
 
 
-def _learn(pre_tokens: Mapping[str, int], base: Base, num_pieces: int, tick: Callable[[int], None]) -> Learned:
+def _learn(pre_tokens: Mapping[str, int], base: Base, num_pieces: int, min_gain: float, tick: Callable[[int], None]) -> Learned:
+    """Once pieces gain too little, as many again are learned: that shows where the curve goes, and ends with any limit."""
     start = base.start(pre_tokens.keys())
     symbols = {row: piece for piece, row in base.vocabulary.items()} | {symbol: char for char, symbol in start.loose.items()}
     known = {*base.vocabulary, *(added["content"] for added in base.spec["added_tokens"])}
     tape = _Tape.of(pre_tokens, start)
-    characters = _gains(tape, base, start)
+    characters, num_tokens = _gains(tape, base, start)
     next_symbol = max(symbols) + 1
-    learned = Learned([], [], [], 0, 0)
+    learned = Learned([], [], [], 0, 0, num_tokens)
     num_doubled = num_crossing = 0
     while len(learned.pieces) < num_pieces:
+        if learned.counts and learned.counts[-1] < min_gain * num_tokens:
+            num_pieces, min_gain = min(num_pieces, 2 * len(learned.pieces)), 0.0
         top = tape.most_frequent()
         if characters and (top is None or characters[-1][0] >= top[1]):
             gain, symbol = characters.pop()
@@ -108,7 +136,7 @@ def _learn(pre_tokens: Mapping[str, int], base: Base, num_pieces: int, tick: Cal
         next_symbol += 1
         _append(learned, product, (left, right) if base.MERGES else None, count)
         tick(len(learned.pieces))
-    return Learned(learned.pieces, learned.merges, learned.counts, num_doubled, num_crossing)
+    return replace(learned, saved=list(accumulate(learned.counts)), num_doubled=num_doubled, num_crossing=num_crossing)
 
 
 def _append(learned: Learned, piece: str, merge: tuple[str, str] | None, count: int) -> None:
@@ -117,13 +145,15 @@ def _append(learned: Learned, piece: str, merge: tuple[str, str] | None, count: 
     learned.counts.append(count)
 
 
-def _gains(tape: "_Tape", base: Base, start: Start) -> list[tuple[int, int]]:
-    """(tokens saved, symbol) of each character that is no piece yet, the best one last."""
+def _gains(tape: "_Tape", base: Base, start: Start) -> tuple[list[tuple[int, int]], int]:
+    """(tokens saved, symbol) of each character that is no piece yet, the best one last; and the tokens of the corpus before all."""
+    num_symbols = int(tape.weight_S.sum(dtype=np.int64))
     if not start.loose:
-        return []
+        return [], num_symbols
     occurrences = np.bincount(tape.symbol_S, tape.weight_S).astype(np.int64)
     gains = [(base.loose_gain(char) * int(occurrences[s]), s) for char, s in start.loose.items() if s < len(occurrences)]
-    return sorted([(gain, s) for gain, s in gains if gain and occurrences[s] >= MIN_COUNT], key=lambda g: (g[0], -g[1]))
+    often = sorted([(gain, s) for gain, s in gains if gain and occurrences[s] >= MIN_COUNT], key=lambda g: (g[0], -g[1]))
+    return often, num_symbols + sum(gain for gain, _ in gains)
 
 
 @dataclass
@@ -153,7 +183,7 @@ class _Tape:
         for at in range(0, len(words), ENCODE_BATCH):
             encoded = start.encode(words[at : at + ENCODE_BATCH])
             lengths += [len(ids) for ids in encoded]
-            chunks.append(np.fromiter((i for ids in encoded for i in ids), np.int32))
+            chunks.append(np.fromiter(chain.from_iterable(encoded), np.int32))
         symbol_S = np.concatenate(chunks) if chunks else np.empty(0, np.int32)
         sizes = np.asarray(lengths, np.int64)
         ends = np.cumsum(sizes)
@@ -163,7 +193,7 @@ class _Tape:
         next_S[(ends - 1)[sizes > 0]] = -1
         weight_S = np.repeat(np.fromiter((pre_tokens[w] for w in words), np.int32, len(words)), sizes)
         tape = _Tape(symbol_S, next_S, previous_S, weight_S, waiting={symbol: [] for symbol in start.loose.values()})
-        tape._add(np.flatnonzero(next_S >= 0).astype(np.int32))
+        tape._count_all()
         return tape
 
     def most_frequent(self) -> tuple[int, int] | None:
@@ -198,20 +228,23 @@ class _Tape:
     def merge(self, pair: int, symbol: int) -> None:
         """Replace every occurrence of a pair by a new symbol, from left to right where they overlap."""
         left_K = self._occurrences(pair)
-        right_K = self.next_S[left_K]
-        before_K = self.previous_S[left_K]
-        edges_E = np.concatenate([before_K[before_K >= 0], left_K, right_K[self.next_S[right_K] >= 0]])
-        self._remove(np.unique(edges_E))
         self.forget(pair)
-        behind_K = self.next_S[right_K]
+        right_K = self.next_S[left_K]
+        before_K, behind_K = self.previous_S[left_K], self.next_S[right_K]
+        # Of two merges side by side, the edge between them is the right one's: the left one's behind must not be counted with it.
+        last_K = behind_K >= 0
+        last_K[:-1] &= behind_K[:-1] != left_K[1:]
+        self._remove(before_K[before_K >= 0], pair >> 32, left=False)
+        self._remove(behind_K[last_K], pair & 0xFFFFFFFF, left=True)
         self.symbol_S[left_K] = symbol
         self.symbol_S[right_K] = -1
         self.next_S[left_K] = behind_K
         inside = behind_K >= 0
         self.previous_S[behind_K[inside]] = left_K[inside]
-        # Read again: of two merges side by side, the right one's left neighbour is now the left one.
-        before_K = self.previous_S[left_K]
-        self._add(np.unique(np.concatenate([before_K[before_K >= 0], left_K[inside]])))
+        before_K = self.previous_S[left_K]  # read again: beside another merge, it is that one's left
+        before_E = before_K[before_K >= 0]
+        self._add(self.symbol_S[before_E], before_E, symbol, left=False)
+        self._add(self.symbol_S[behind_K[last_K]], left_K[last_K], symbol, left=True)
 
     def _occurrences(self, pair: int) -> Positions:
         a, b = pair >> 32, pair & 0xFFFFFFFF
@@ -227,32 +260,44 @@ class _Tape:
         kept: Positions = place_K[(order_K - chain_start_K) % 2 == 0]
         return kept
 
-    def _pairs(self, place_E: Positions) -> Ints:
-        pairs: Ints = self.symbol_S[place_E].astype(np.int64) << 32 | self.symbol_S[self.next_S[place_E]]
-        return pairs
+    def _count_all(self) -> None:
+        """Count the pairs of the whole array, of one left symbol after the other: memory for a sort of them all is not needed."""
+        place_E = np.flatnonzero(self.next_S >= 0).astype(np.int32)
+        place_E = place_E[np.argsort(self.symbol_S[place_E], kind="stable")]
+        left_E = self.symbol_S[place_E]
+        bounds = [*np.flatnonzero(np.diff(left_E, prepend=-1)).tolist(), len(place_E)]
+        for start, stop in pairwise(bounds):
+            at_E = place_E[start:stop]
+            self._add(self.symbol_S[self.next_S[at_E]], at_E, int(left_E[start]), left=True)
 
-    def _remove(self, place_E: Positions) -> None:
-        pairs, which_E = np.unique(self._pairs(place_E), return_inverse=True)
-        weights = np.bincount(which_E, self.weight_S[place_E]).astype(np.int64)
+    def _remove(self, neighbour_E: Positions, symbol: int, *, left: bool) -> None:
+        """Uncount the pairs of a symbol, the `left` one of each or the right one, with the neighbours at these places."""
+        others_G, _, _, totals_G = self._groups(self.symbol_S[neighbour_E], neighbour_E)
         counts = self.counts
-        for pair, weight in zip(pairs.tolist(), weights.tolist(), strict=True):
+        for other, total in zip(others_G.tolist(), totals_G.tolist(), strict=True):
+            pair = symbol << 32 | other if left else other << 32 | symbol
             if pair in counts:  # not a forgotten one
-                counts[pair] -= weight
+                counts[pair] -= total
 
-    def _add(self, place_E: Positions) -> None:
-        """Count the pairs at these places; each holds the newest symbol, or it is the start, so none has been counted before."""
-        if not len(place_E):
-            return
-        pairs_E = self._pairs(place_E)
-        order_E = np.argsort(pairs_E)
-        pairs_E, place_E = pairs_E[order_E], place_E[order_E]
-        starts = np.flatnonzero(np.concatenate([[True], pairs_E[1:] != pairs_E[:-1]]))
-        totals = np.add.reduceat(self.weight_S[place_E], starts, dtype=np.int64)
-        often = np.flatnonzero(totals >= MIN_COUNT)
-        stops = np.append(starts[1:], len(pairs_E))
-        for pair, start, stop, total in zip(
-            pairs_E[starts[often]].tolist(), starts[often].tolist(), stops[often].tolist(), totals[often].tolist(), strict=True
-        ):
+    def _add(self, other_E: Positions, place_E: Positions, symbol: int, *, left: bool) -> None:
+        """Count the pairs of a symbol with others, at the places of their left ones; none of them has been counted before."""
+        others_G, bounds_G1, place_E, totals_G = self._groups(other_E, place_E)
+        often = np.flatnonzero(totals_G >= MIN_COUNT)
+        starts, stops = bounds_G1[:-1][often].tolist(), bounds_G1[1:][often].tolist()
+        for other, start, stop, total in zip(others_G[often].tolist(), starts, stops, totals_G[often].tolist(), strict=True):
+            pair = symbol << 32 | other if left else other << 32 | symbol
             self.counts[pair] = total
             self.places[pair] = place_E[start:stop]
             heapq.heappush(self.heap, (-total, pair))
+
+    def _groups(self, other_E: Positions, place_E: Positions) -> tuple[Ints, Ints, Positions, Ints]:
+        """Places grouped by symbol: the symbols, where each group begins and the last ends, the places in that order, summed weights.
+
+        A place belongs to the pre-token of its neighbours, so it has the weight of the pair.
+        """
+        code_E = other_E.astype(np.int64) << 32 | place_E
+        code_E.sort()  # of plain numbers: several times faster than an argsort
+        sorted_E, place_E = code_E >> 32, (code_E & 0xFFFFFFFF).astype(np.int32)
+        starts_G: Ints = np.flatnonzero(np.diff(sorted_E, prepend=-1))
+        totals_G: Ints = np.add.reduceat(self.weight_S[place_E], starts_G, dtype=np.int64) if len(starts_G) else starts_G
+        return sorted_E[starts_G], np.append(starts_G, len(place_E)), place_E, totals_G

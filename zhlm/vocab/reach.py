@@ -9,17 +9,22 @@ from zhlm.tokenizer.load import tokenizer_json
 from zhlm.vocab.base import Base
 from zhlm.vocab.extend import extend, first_new_id
 from zhlm.vocab.learn import Learned
+from zhlm.vocab.words import add_words
 
 
 def extend_reachable(
-    tokenizer: PreTrainedTokenizerFast, base: Base, learned: Learned, texts: Sequence[str]
+    tokenizer: PreTrainedTokenizerFast, base: Base, learned: Learned, texts: Sequence[str], words: Sequence[str] = ()
 ) -> tuple[PreTrainedTokenizerFast, Learned]:
-    """The extended tokenizer and the pieces it has: without those that no text produces or that cost a word of `texts` its spelling."""
-    words = sorted({word for text in texts for word in base.pre_tokens(text)}) if not base.MERGES else []
+    """The extended tokenizer, with `words` as added tokens behind the pieces, and the pieces it has: without those that no text produces
+    or that cost a word of `texts` its spelling."""
+    first_id = first_new_id(tokenizer)
+    met = sorted({word for text in texts for word in base.pre_tokens(text)}) if not base.MERGES else []
     while True:
         extended = extend(tokenizer, base, learned)
-        alone, covered = reached(TokenizersEncoder(tokenizer_json(extended)), base, rows_of(learned, first_new_id(tokenizer)), ())
-        unwanted = {piece for piece in learned.pieces if piece not in alone and piece not in covered} | base.hurting(learned.pieces, words)
+        if words:
+            add_words(extended, words, first_id + len(learned.pieces))
+        alone, covered = reached(TokenizersEncoder(tokenizer_json(extended)), base, rows_of(learned, first_id), ())
+        unwanted = {piece for piece in learned.pieces if piece not in alone and piece not in covered} | base.hurting(learned.pieces, met)
         if not unwanted:
             return extended, learned
         learned = learned.without(unwanted)

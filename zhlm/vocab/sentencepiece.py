@@ -75,6 +75,9 @@ class SentencePiece(Base):
         body = piece.removeprefix(SPACE)
         return not body.strip(SPACE) or (SPACE not in body and is_one_script(body))
 
+    def written(self, text: str) -> str:
+        return text.replace(" ", SPACE)
+
     def text_of(self, piece: str) -> str | None:
         return piece.replace(SPACE, " ")
 

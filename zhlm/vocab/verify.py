@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from zhlm.errors import VerificationError
@@ -22,6 +23,7 @@ from zhlm.vocab.kinds import take_apart
 from zhlm.vocab.learn import Learned
 from zhlm.vocab.reach import reached, rows_of
 from zhlm.vocab.wordpiece import WordPiece
+from zhlm.vocab.words import check_words, without_words
 
 Ids = npt.NDArray[np.uint32]
 
@@ -31,6 +33,8 @@ class Proof:
     """What was found about an extended tokenizer; the content of verify.json."""
 
     new_pieces: int
+    words: int
+    """Of them, words of a list, which are added tokens."""
     alone: int
     """Pieces that encode to their own id alone."""
     covered: int
@@ -67,8 +71,9 @@ def verify(
     first_id: int,
     new_texts: Sequence[str],
     old_texts: Sequence[str],
+    words: Sequence[str] = (),
 ) -> Proof:
-    """Prove an extended tokenizer, whose new ids start at `first_id`, on a sample of both languages.
+    """Prove an extended tokenizer, whose new ids start at `first_id`, on a sample of both languages; `words` are added tokens behind them.
 
     Raises: VerificationError when text does not come back, ids are not the base's merged further, or transformers and engine differ.
     """
@@ -77,27 +82,26 @@ def verify(
     encoder, base_encoder = TokenizersEncoder(tokenizer_json(after)), TokenizersEncoder(tokenizer_json(before))
     ids_I, offsets = encoder.encode_batch(texts)
     before_I, before_offsets = base_encoder.encode_batch(texts)
-    if isinstance(base, WordPiece):
-        _check_words(base, after, texts, np.split(ids_I, offsets[1:-1]), first_id)
-    else:
-        spellings = _spellings(before, base, learned)
-        _check_pieces(before, after, spellings, first_id)
-        _check_round_trip(before, after, texts, np.split(ids_I, offsets[1:-1]))
-        _check_spelling(before_I, ids_I, spellings, first_id)
+    bare = without_words(after, words) if words else after.backend_tokenizer
+    _check_extension(before, bare, base, learned, first_id, texts, before_I)
+    if words:
+        check_words(bare, after.backend_tokenizer, words, first_id + len(learned.pieces), texts, base.MERGES)
     _check_wrapper(encoder, after, [*HARD_TEXTS, *new_texts[:200]])
     first_new, first_old = len(HARD_TEXTS), len(HARD_TEXTS) + len(new_texts)
     new_from, old_from = int(offsets[first_new]), int(offsets[first_old])
     row_of = rows_of(learned, first_id)
     seen = set(np.unique(ids_I[new_from:old_from]).tolist())
     alone, covered = reached(encoder, base, row_of, seen)
+    word_rows = range(first_id + len(learned.pieces), first_id + len(learned.pieces) + len(words))
     fresh = [int((row >= first_id).sum()) for row in np.split(ids_I[old_from:], offsets[first_old + 1 : -1] - old_from)]
     new_before_I = before_I[before_offsets[first_new] : before_offsets[first_old]]
     return Proof(
-        new_pieces=len(learned.pieces),
-        alone=len(alone),
+        new_pieces=len(learned.pieces) + len(words),
+        words=len(words),
+        alone=len(alone) + len(words),
         covered=len(covered),
         unreachable=[base.shown(piece) for piece in learned.pieces if piece not in alone and piece not in covered],
-        on_sample=sum(row in seen for row in row_of.values()),
+        on_sample=sum(row in seen for row in (*row_of.values(), *word_rows)),
         texts=len(texts),
         engine=choose_encoder(tokenizer_json(after), "auto", [*new_texts, *old_texts])[1],
         old_texts=len(old_texts),
@@ -107,9 +111,30 @@ def verify(
     )
 
 
-def _check_round_trip(before: PreTrainedTokenizerFast, after: PreTrainedTokenizerFast, texts: Sequence[str], rows: Sequence[Ids]) -> None:
+def _check_extension(
+    before: PreTrainedTokenizerFast,
+    after: Tokenizer,
+    base: Base,
+    learned: Learned,
+    first_id: int,
+    texts: Sequence[str],
+    before_I: Ids,
+) -> None:
+    """The extended tokenizer, its words set aside, is the base with more pieces."""
+    after_I, offsets = TokenizersEncoder(after.to_str()).encode_batch(texts)
+    rows = np.split(after_I, offsets[1:-1])
+    if isinstance(base, WordPiece):
+        _check_words(base, after, texts, rows, first_id)
+        return
+    spellings = _spellings(before, base, learned)
+    _check_pieces(before, after, spellings, first_id)
+    _check_round_trip(before, after, texts, rows)
+    _check_spelling(before_I, after_I, spellings, first_id)
+
+
+def _check_round_trip(before: PreTrainedTokenizerFast, after: Tokenizer, texts: Sequence[str], rows: Sequence[Ids]) -> None:
     """What comes back is the text itself; where the base already changed it (a normaliser, a space in front), the same as from the base."""
-    came_back = after.backend_tokenizer.decode_batch([row.tolist() for row in rows], skip_special_tokens=False)
+    came_back = after.decode_batch([row.tolist() for row in rows], skip_special_tokens=False)
     for text, got in zip(texts, came_back, strict=True):
         if got != text and got != _there_and_back(before, text):
             raise VerificationError(f"vocab: a text does not come back from the extended tokenizer: {text[:40]!r} became {got[:40]!r}")
@@ -120,18 +145,18 @@ def _there_and_back(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
     return str(backend.decode(backend.encode(text, add_special_tokens=False).ids, skip_special_tokens=False))
 
 
-def _check_words(base: WordPiece, after: PreTrainedTokenizerFast, texts: Sequence[str], rows: Sequence[Ids], first_id: int) -> None:
+def _check_words(base: WordPiece, after: Tokenizer, texts: Sequence[str], rows: Sequence[Ids], first_id: int) -> None:
     """A text is its words; one whose ids changed is spelled by its pieces, a new one among them."""
     words_of = [base.words(text) for text in texts]
     words = sorted({word for of_text in words_of for word in of_text})
-    extended = WordPiece.of(after.backend_tokenizer, json.loads(tokenizer_json(after)))
+    extended = WordPiece.of(after, json.loads(after.to_str()))
     new_ids = dict(zip(words, extended.ids(words), strict=True))
     piece_of = {row: piece for piece, row in extended.vocabulary.items()}
     for word, old in zip(words, base.ids(words), strict=True):
         new = new_ids[word]
         if old != new and (max(new) < first_id or "".join(base.text_of(piece_of[row]) for row in new) != word):
             raise VerificationError(f"vocab: the ids of the word {word[:40]!r} were {old[:9]} and became {new[:9]}, which do not spell it")
-    added = list(after.get_added_vocab())
+    added = [token.content for token in after.get_added_tokens_decoder().values()]
     for text, of_text, row in zip(texts, words_of, rows, strict=True):
         if row.tolist() != [i for word in of_text for i in new_ids[word]] and not any(token in text for token in added):
             raise VerificationError(f"vocab: the extended tokenizer cuts a text in other places than the base: {text[:40]!r}")
@@ -151,11 +176,9 @@ def _spellings(before: PreTrainedTokenizerFast, base: Base, learned: Learned) ->
     return list(spelled.values())
 
 
-def _check_pieces(
-    before: PreTrainedTokenizerFast, after: PreTrainedTokenizerFast, spellings: Sequence[Sequence[int]], first_id: int
-) -> None:
+def _check_pieces(before: PreTrainedTokenizerFast, after: Tokenizer, spellings: Sequence[Sequence[int]], first_id: int) -> None:
     """Each new piece decodes to what its spelling decodes to."""
-    got = after.backend_tokenizer.decode_batch([[first_id + order] for order in range(len(spellings))], skip_special_tokens=False)
+    got = after.decode_batch([[first_id + order] for order in range(len(spellings))], skip_special_tokens=False)
     expected = before.backend_tokenizer.decode_batch([list(s) for s in spellings], skip_special_tokens=False)
     wrong = [(a, b) for a, b in zip(got, expected, strict=True) if a != b]
     if wrong:

@@ -100,6 +100,9 @@ class WordPiece(Base):
     def may_be_piece(self, piece: str) -> bool:
         return is_one_script(piece.removeprefix(self.prefix) if _continues(piece, self.prefix) else piece)
 
+    def spelled(self, word: str) -> list[int]:
+        return [row for ids in self.merge(self.words(word)) for row in ids]
+
     def text_of(self, piece: str) -> str:
         return piece.removeprefix(self.prefix) if _continues(piece, self.prefix) else piece
 

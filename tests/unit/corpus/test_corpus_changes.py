@@ -53,3 +53,5 @@ def test_a_stage_reads_what_the_config_names_and_no_sample(tmp_path: Path) -> No
     config = RunConfig.model_validate_json(json.dumps(data | {"sample": {"corpus": {}}}))
     assert list(files_of_stage(config, "pack")) == ["zh", "zh.held_out"]
     assert list(files_of_stage(config, "vocab")) == ["zh"] and files_of_stage(config, "train") == {}
+    words = RunConfig.model_validate_json(json.dumps(data | {"sample": {"corpus": {}}, "vocab": {"word_list": str(tmp_path / "held.txt")}}))
+    assert list(files_of_stage(words, "vocab")) == ["vocab.word_list", "zh"]

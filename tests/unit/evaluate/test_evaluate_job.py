@@ -81,7 +81,7 @@ def test_the_job_writes_results_and_report(whole_run):
     seen = []
     facts = job.run(config, seen.append)
     results = json.loads((run.evaluate / "results.json").read_text())
-    assert set(results) == {"base", "adapted", "entropy_bits_per_byte", "change", "generations", "alerts"}
+    assert set(results) == {"base", "adapted", "entropy_bits_per_byte", "vocabulary", "change", "generations", "alerts"}
     for model in ("base", "adapted"):
         for stream in ("en", "zh"):
             score = results[model][stream]

@@ -103,3 +103,18 @@ def test_chinese_is_marked_as_chinese():
 def test_changes_have_a_sign():
     assert change_text(-0.824) == "\u221282.4%"
     assert change_text(0.0123) == "+1.2%"
+
+
+@pytest.mark.parametrize(
+    ("stopped_by", "chosen", "lines", "why"),
+    [("gain", 4, 2, "less than 0.005 of the tokens"), ("limit", 8, 1, "not asked for"), ("corpus", 8, 1, "occurs twice")],
+)
+def test_what_rows_of_the_vocabulary_brought(stopped_by, chosen, lines, why):
+    curve = [[0, 2.0], [1, 1.5], [4, 1.2], [8, 1.1]]
+    found = {"curve": curve, "chosen_rows": chosen, "stopped_by": stopped_by}
+    config = run_config(vocab={"add_rows": 8, "min_gain": 0.005})
+    page = render(config, results(vocabulary=found), "")
+    assert Balance(page).open == [] and page.count("<polyline") == lines
+    assert why in page and f"{chosen} learned pieces got a row" in page and "rows 1: 1.500 tokens per character" in page
+    assert "<h2>Vocabulary" not in render(config, results(vocabulary=found | {"chosen_rows": 0}), "")
+    assert "<h2>Vocabulary" not in render(run_config(), results(), "")

@@ -1,5 +1,7 @@
 # ruff: noqa: F401, F811 - fixtures are imported by name
 import json
+import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from zhlm.corpus.files import find_files
 from zhlm.tokenizer.load import tokenizer_json
 from zhlm.vocab import count
 from zhlm.vocab.bytelevel import ByteLevel
-from zhlm.vocab.count import count_file, plan_counts
+from zhlm.vocab.count import count_file, plan_counts, thin
 
 
 def corpus(folder: Path, chinese: list[str], english: list[str]) -> tuple[list[StreamConfig], dict[str, list[count.SourceFile]]]:
@@ -62,3 +64,48 @@ def test_a_dataset_of_unknown_size_has_its_share(tmp_path: Path) -> None:
     streams = [StreamConfig(name="zh", role="new", paths=["x"]), StreamConfig(name="en", role="old", paths=["x"])]
     zh, also_zh, en = plan_counts(streams, {"zh": [file, unknown], "en": [unknown]})
     assert (zh.learn_chars, also_zh.learn_chars, en.sample_chars) == (1, count.LEARN_CHARS, count.SAMPLE_CHARS)
+
+
+def test_a_large_file_is_counted_in_pieces(
+    gpt2_tokenizer: PreTrainedTokenizerFast, chinese: list[str], english: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams, files = corpus(tmp_path, chinese, english)
+    whole = sum((count_file(t, tokenizer_json(gpt2_tokenizer)).pre_tokens for t in plan_counts(streams, files)), Counter[str]())
+    monkeypatch.setattr(count, "PIECE_BYTES", 2000)
+    tasks = plan_counts(streams, files)
+    found = [count_file(task, tokenizer_json(gpt2_tokenizer)) for task in tasks]
+    assert len(tasks) > 10
+    assert sum((c.pre_tokens for c in found), Counter[str]()) == whole
+    assert sum(c.documents for c in found) == len(chinese) and sum(c.dropped for c in found) == 0
+
+
+def test_a_count_beyond_memory_is_thinned(
+    gpt2_tokenizer: PreTrainedTokenizerFast, chinese: list[str], english: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(count, "MAX_SYMBOLS", 900)
+    monkeypatch.setattr(count, "THIN_CHARS", 500)
+    streams, files = corpus(tmp_path, chinese, english)
+    tasks = plan_counts(streams, files)
+    found = [count_file(task, tokenizer_json(gpt2_tokenizer)) for task in tasks]
+    assert found == [count_file(task, tokenizer_json(gpt2_tokenizer)) for task in tasks]
+    assert sum(len(p) for c in found for p in c.pre_tokens) <= 900 + len(tasks)
+    assert found[0].dropped > 0 and found[0].documents == 100
+
+
+def test_thinning_keeps_sums_on_average_and_what_is_frequent() -> None:
+    counts = Counter({f"rare{n:04}": 1 + n % 3 for n in range(2000)}) | Counter({"often": 5000, "of": 300})
+    totals = []
+    for seed in range(60):
+        thinned = Counter(counts)
+        assert thin(thinned, 4000, random.Random(seed)) == len(counts) - len(thinned)
+        assert sum(map(len, thinned)) <= 4000
+        assert (thinned["often"], thinned["of"]) == (5000, 300)
+        totals.append(sum(n for word, n in thinned.items() if word.endswith("7")))
+    exact = sum(n for word, n in counts.items() if word.endswith("7"))
+    assert sum(totals) / len(totals) == pytest.approx(exact, rel=0.05)
+
+
+def test_what_has_room_is_not_thinned() -> None:
+    counts = Counter({"a": 1, "b": 2})
+    assert thin(counts, 2, random.Random(0)) == 0 and counts == {"a": 1, "b": 2}
+    assert thin(Counter[str](), 0, random.Random(0)) == 0

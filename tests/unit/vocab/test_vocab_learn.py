@@ -4,11 +4,13 @@ import json
 import random
 from collections import Counter
 
+import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 from vocab_tokenizers import chinese, gpt2_tokenizer, tokenizer
 
 from zhlm.vocab.bytelevel import ByteLevel, is_fragment, is_text, to_bytes
+from zhlm.vocab.extend import extend
 from zhlm.vocab.learn import learn
 
 
@@ -100,3 +102,38 @@ def test_a_product_that_is_a_piece_already_is_passed_over(gpt2_tokenizer: PreTra
     assert learned.num_doubled == 1
     assert learned.pieces == ["zq", "qzq", "zx"]
     assert learned.merges == slow_learn(pre_tokens, base, 3)[0]
+
+
+def test_what_pieces_saved_is_what_the_corpus_needs_less(gpt2_tokenizer: PreTrainedTokenizerFast, chinese: list[str]) -> None:
+    base = ByteLevel.of(gpt2_tokenizer.backend_tokenizer)
+    pre_tokens = pre_tokens_of(base, chinese)
+    learned = learn(pre_tokens, base, 150)
+    extended = extend(gpt2_tokenizer, base, learned)
+    tokens = [sum(len(t.encode(text, add_special_tokens=False)) for text in chinese) for t in (gpt2_tokenizer, extended)]
+    assert [learned.num_tokens, learned.num_tokens - learned.saved[-1]] == tokens
+
+
+@pytest.mark.parametrize("min_gain", [0.0, 1e-3, 3e-3, 0.02])
+def test_pieces_come_while_they_save_enough(gpt2_tokenizer: PreTrainedTokenizerFast, chinese: list[str], min_gain: float) -> None:
+    base = ByteLevel.of(gpt2_tokenizer.backend_tokenizer)
+    pre_tokens = pre_tokens_of(base, chinese)
+    everything = learn(pre_tokens, base, 200)
+    learned = learn(pre_tokens, base, 200, min_gain=min_gain)
+    enough = sum(count >= min_gain * everything.num_tokens for count in everything.counts)
+    assert learned.pieces == everything.pieces[:enough] and learned.saved == everything.saved[:enough]
+    assert learned.beyond == everything.saved[enough : 2 * enough + 2][: len(learned.beyond)]
+    assert bool(learned.beyond) == (enough < 200)
+
+
+def test_a_huge_limit_costs_nothing_once_pieces_gain_too_little(gpt2_tokenizer: PreTrainedTokenizerFast, chinese: list[str]) -> None:
+    base = ByteLevel.of(gpt2_tokenizer.backend_tokenizer)
+    learned = learn(pre_tokens_of(base, chinese), base, 10**9, min_gain=0.005)
+    assert 10 < len(learned.pieces) < 100
+    assert len(learned.pieces) - 1 <= len(learned.beyond) <= len(learned.pieces) + 2
+    assert learned.without({learned.pieces[3]}).beyond == learned.beyond
+
+
+def test_no_piece_that_saves_enough(gpt2_tokenizer: PreTrainedTokenizerFast, chinese: list[str]) -> None:
+    base = ByteLevel.of(gpt2_tokenizer.backend_tokenizer)
+    learned = learn(pre_tokens_of(base, chinese), base, 50, min_gain=0.9)
+    assert learned.pieces == [] and len(learned.beyond) >= 1

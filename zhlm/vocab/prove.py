@@ -1,0 +1,298 @@
+"""The proof of any tokenizer folder, also one that others extended: what `zhlm vocab --verify` finds, counts and writes.
+
+With the base, the new pieces are proved, and that the old ones are as they were; without it, every piece. All of the corpus is read, in
+batches. Shape letters: I ids of all texts of a batch.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerFast
+
+from zhlm.errors import BaseModelError, VerificationError
+from zhlm.tokenizer.encode import HARD_TEXTS, TokenizersEncoder
+from zhlm.tokenizer.load import tokenizer_json
+from zhlm.vocab.base import Base, merges_of
+from zhlm.vocab.bytelevel import ByteLevel
+from zhlm.vocab.engines import Engines
+from zhlm.vocab.extend import first_new_id
+from zhlm.vocab.kinds import take_apart
+from zhlm.vocab.learn import Learned
+from zhlm.vocab.reach import reached
+from zhlm.vocab.verify import verify
+from zhlm.vocab.wordpiece import WordPiece
+
+BATCH_TEXTS = 1000
+SPELLED_TEXTS = 2000
+"""Texts of the corpus that the base's ids are spelled out against."""
+RESERVED = re.compile(r"\[[A-Za-z_]+[0-9]*\]|<[^<>\s]+>")
+"""Places that a vocabulary keeps free ([unused7]) and pieces of bytes (<0xE4>): no text is meant to produce them."""
+
+
+@dataclass
+class Findings:
+    """What was found about a tokenizer; the content of verify.json."""
+
+    kind: str
+    entries: int
+    embedding_rows: int | None
+    """By config.json, where there is one."""
+    pieces: int = 0
+    """That were looked at: the new ones, or without a base all but special and reserved ones and single bytes."""
+    words: int = 0
+    """Of them, added tokens."""
+    alone: int = 0
+    covered: int = 0
+    """Not alone, but in some text."""
+    unreachable: list[str] = field(default_factory=list)
+    """No text was found that produces them."""
+    impossible: int = 0
+    """Of them, pieces that no text can produce: merging their own characters ends in other pieces."""
+    on_corpus: int = 0
+    """Pieces that the corpus produces."""
+    texts: int = 0
+    characters: int = 0
+    normalised: int = 0
+    """Texts that come back as the normaliser made them, and are stable from then on."""
+    lost: int = 0
+    """Texts that do not come back."""
+    lost_example: str = ""
+    engines: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] | None = None
+    """Of old ids and old text, where the base was given."""
+    tokens_per_character: dict[str, float] = field(default_factory=dict)
+    """On the corpus."""
+    unknown_share: dict[str, float] = field(default_factory=dict)
+    """Of the tokens of the corpus; WordPiece alone has any."""
+    problems: list[str] = field(default_factory=list)
+    """What failed, a line each; empty: proved."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def prove(
+    tokenizer: PreTrainedTokenizerFast,
+    before: PreTrainedTokenizerFast | None,
+    corpus: Iterable[str],
+    folder: Path | None = None,
+    embedding_rows: int | None = None,
+) -> Findings:
+    """Look at every piece, every text and every engine; nothing is raised for what fails, it is in `problems`.
+
+    `folder` is where other forms of the tokenizer may lie.
+
+    Raises: BaseModelError for a kind of tokenizer that cannot be taken apart.
+    """
+    base = take_apart(tokenizer.backend_tokenizer)
+    findings = Findings(base.KIND, len(tokenizer.get_vocab()), embedding_rows)
+    row_of, words = _pieces(tokenizer, before, base)
+    engines, readings = Engines(tokenizer, folder), _Readings(tokenizer, before, base, findings)
+    sample: list[str] = []
+    for texts in _batches(corpus):
+        readings.add(texts, engines)
+        sample += texts[: max(0, SPELLED_TEXTS - len(sample))]
+    characters = findings.characters
+    for name, tokens in readings.tokens.items():
+        findings.tokens_per_character[name] = tokens / characters if characters else 0.0
+        findings.unknown_share[name] = readings.unknown[name] / tokens if tokens else 0.0
+    findings.on_corpus = sum(row in readings.seen for row in (*row_of.values(), *words.values()))
+    readings.add(HARD_TEXTS, engines)
+    _reach(tokenizer, base, row_of, words, readings.seen, findings)
+    findings.engines = {name: engine.as_dict() for name, engine in engines.by_name.items()}
+    if before is not None:
+        findings.base = _against(tokenizer, before, base, row_of, words, readings, sample)
+    findings.problems = list(_problems(findings))
+    return findings
+
+
+def _batches(corpus: Iterable[str]) -> Iterable[list[str]]:
+    texts = iter(corpus)
+    while batch := list(islice(texts, BATCH_TEXTS)):
+        yield batch
+
+
+def _pieces(
+    tokenizer: PreTrainedTokenizerFast, before: PreTrainedTokenizerFast | None, base: Base
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Pieces and added words to prove, with their ids, in the order of these."""
+    known = set(before.get_vocab()) if before is not None else set()
+    added = {token.content: (row, token.special) for row, token in tokenizer.backend_tokenizer.get_added_tokens_decoder().items()}
+    model = {p: row for p, row in sorted(base.vocabulary.items(), key=lambda item: item[1]) if p not in known and p not in added}
+    words = {p: row for p, (row, special) in added.items() if p not in known and not special and not RESERVED.fullmatch(p)}
+    reserved = (lambda p: len(p) == 1) if isinstance(base, ByteLevel) else RESERVED.fullmatch
+    return {p: row for p, row in model.items() if not reserved(p)}, words
+
+
+class _Readings:
+    """What reading texts shows: round trips, ids that occur, old text with old ids."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, before: PreTrainedTokenizerFast | None, base: Base, findings: Findings) -> None:
+        self.backend, self.base, self.findings = tokenizer.backend_tokenizer, base, findings
+        self.encoder = TokenizersEncoder(tokenizer_json(tokenizer))
+        self.before = TokenizersEncoder(tokenizer_json(before)) if before is not None else None
+        self.old_ids = np.array(sorted(before.get_vocab().values()), np.uint32) if before is not None else np.empty(0, np.uint32)
+        self.seen: set[int] = set()
+        self.tokens: Counter[str] = Counter()
+        self.unknown: Counter[str] = Counter()
+        self.old_texts = self.old_texts_same = 0
+        self.moved_example = ""
+
+    def add(self, texts: Sequence[str], engines: Engines) -> None:
+        ids_I, offsets = self.encoder.encode_batch(texts)
+        rows = np.split(ids_I, offsets[1:-1])
+        self.seen |= set(np.unique(ids_I).tolist())
+        self.findings.texts += len(texts)
+        self.findings.characters += sum(map(len, texts))
+        for engine in engines.by_name.values():
+            engine.compare(texts, ids_I, offsets)
+        if self.base.MERGES:  # WordPiece forgets where spaces were
+            self._round_trips(texts, rows)
+        self._count("after", ids_I)
+        if self.before is not None:
+            self._old(texts, rows)
+
+    def _count(self, when: str, ids_I: npt.NDArray[np.uint32]) -> None:
+        self.tokens[when] += len(ids_I)
+        if isinstance(self.base, WordPiece):
+            self.unknown[when] += int((ids_I == self.base.unknown_id).sum())
+
+    def _round_trips(self, texts: Sequence[str], rows: Sequence[npt.NDArray[np.uint32]]) -> None:
+        came_back = self.backend.decode_batch([row.tolist() for row in rows], skip_special_tokens=False)
+        changed = [(text, got) for text, got in zip(texts, came_back, strict=True) if got != text]
+        if not changed:
+            return
+        ids_I, offsets = self.encoder.encode_batch([got for _, got in changed])
+        again = self.backend.decode_batch([row.tolist() for row in np.split(ids_I, offsets[1:-1])], skip_special_tokens=False)
+        for (text, got), stable in zip(changed, again, strict=True):
+            meant = self.backend.normalizer is not None or got.strip(" ") == text.strip(" ")  # Llama takes a space in front for its own
+            if stable == got and got.count("\ufffd") <= text.count("\ufffd") and meant:
+                self.findings.normalised += 1
+            else:
+                self.findings.lost += 1
+                self.findings.lost_example = self.findings.lost_example or f"{text[:40]!r} became {got[:40]!r}"
+
+    def _old(self, texts: Sequence[str], rows: Sequence[npt.NDArray[np.uint32]]) -> None:
+        assert self.before is not None, "there is a base"
+        ids_I, offsets = self.before.encode_batch(texts)
+        self._count("before", ids_I)
+        for text, row, old in zip(texts, rows, np.split(ids_I, offsets[1:-1]), strict=True):
+            if np.isin(row, self.old_ids).all():
+                self.old_texts += 1
+                same = np.array_equal(row, old)
+                self.old_texts_same += same
+                self.moved_example = self.moved_example if same else (self.moved_example or text[:40])
+
+
+def _reach(
+    tokenizer: PreTrainedTokenizerFast,
+    base: Base,
+    row_of: dict[str, int],
+    words: Mapping[str, int],
+    seen: set[int],
+    findings: Findings,
+) -> None:
+    encoder = TokenizersEncoder(tokenizer_json(tokenizer))
+    alone, covered = reached(encoder, base, row_of, seen)
+    ids_I, offsets = encoder.encode_batch(list(words))
+    rows = zip(words, np.split(ids_I, offsets[1:-1]), strict=True) if words else ()
+    lost_words = [word for word, row in rows if row.tolist() != [words[word]]]
+    dead = [piece for piece in row_of if piece not in alone and piece not in covered]
+    merged = base.merge(dead) if base.MERGES else []
+    findings.pieces, findings.words = len(row_of) + len(words), len(words)
+    findings.alone, findings.covered = len(alone) + len(words) - len(lost_words), len(covered)
+    findings.unreachable = [*(base.shown(piece) for piece in dead), *map(repr, lost_words)]
+    findings.impossible = sum(ids != [row_of[piece]] for piece, ids in zip(dead, merged, strict=False))
+
+
+def _against(
+    tokenizer: PreTrainedTokenizerFast,
+    before: PreTrainedTokenizerFast,
+    base: Base,
+    row_of: Mapping[str, int],
+    words: Mapping[str, int],
+    readings: _Readings,
+    sample: Sequence[str],
+) -> dict[str, Any]:
+    """Old ids in their places, old text with old ids, and whether the whole is the base with more merges behind."""
+    now = tokenizer.get_vocab()
+    moved = [piece for piece, row in before.get_vocab().items() if now.get(piece) != row]
+    return {
+        "moved_ids": len(moved),
+        "old_texts": readings.old_texts,
+        "old_texts_same": readings.old_texts_same,
+        "example": readings.moved_example,
+        "as_the_base": _as_the_base(tokenizer, before, base, row_of, words, sample),
+    }
+
+
+def _as_the_base(
+    tokenizer: PreTrainedTokenizerFast,
+    before: PreTrainedTokenizerFast,
+    base: Base,
+    row_of: Mapping[str, int],
+    words: Mapping[str, int],
+    sample: Sequence[str],
+) -> str:
+    """`yes` where the proof of the vocab stage holds; else why it does not, or cannot be asked."""
+    try:
+        old = take_apart(before.backend_tokenizer)
+    except BaseModelError as error:
+        return f"not asked: {error}"
+    if old.KIND != base.KIND:
+        return f"no: the base is {old.KIND}"
+    first_id = first_new_id(before)
+    if [*row_of.values(), *words.values()] != list(range(first_id, first_id + len(row_of) + len(words))):
+        return "not asked: new ids do not follow the base's"
+    merges: list[tuple[str, str] | None] = [None] * len(row_of)
+    if base.MERGES:
+        old_merges, all_merges = merges_of(old.spec), merges_of(base.spec)
+        if all_merges[: len(old_merges)] != old_merges:
+            return "not asked: new merges are not behind the base's"
+        made = {left + right: (left, right) for left, right in all_merges[len(old_merges) :]}
+        merges = [made.get(piece) for piece in row_of]
+    nothing = [0] * len(row_of)
+    learned = Learned([*row_of], merges, nothing, 0, 0)
+    try:
+        verify(before, tokenizer, learned, first_id, sample, [], [*words])
+    except (VerificationError, KeyError) as error:
+        return f"no: {error}"
+    return "yes"
+
+
+def _problems(found: Findings) -> Iterable[str]:
+    if found.embedding_rows is not None and found.embedding_rows < found.entries:
+        yield f"the tokenizer has {found.entries:,} entries, the embedding only {found.embedding_rows:,} rows"
+    if dead := len(found.unreachable):
+        yield f"{dead:,} of {found.pieces:,} pieces are produced by no text that was found, {found.unreachable[0]} among them"
+    if found.lost:
+        yield f"{found.lost:,} of {found.texts:,} texts do not come back: {found.lost_example}"
+    for name, engine in found.engines.items():
+        if different := engine.get("different"):
+            where = f"{different:,} of {engine['texts']:,} texts, {engine['example']!r} among them"
+            yield f"{name} gives other ids than tokenizers for {where}"
+    if found.base is not None:
+        yield from _problems_with_base(found.base)
+
+
+def _problems_with_base(found: Mapping[str, Any]) -> Iterable[str]:
+    different = found["old_texts"] - found["old_texts_same"]
+    if found["moved_ids"]:
+        yield f"{found['moved_ids']:,} pieces of the base are gone or have another id"
+    elif different:
+        where = f"{different:,} of {found['old_texts']:,} texts without a new piece, {found['example']!r} among them"
+        yield f"it gives other ids than the base for {where}"
+    if found["as_the_base"].startswith("no:"):
+        yield f"it is not the base with more pieces: {found['as_the_base'][4:]}"
+
+
+def as_json(findings: Findings) -> str:
+    return json.dumps(findings.as_dict(), indent=1, ensure_ascii=False)
