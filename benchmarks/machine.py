@@ -2,11 +2,15 @@
 
 import os
 import platform
+import subprocess
+import tempfile
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+SAMPLE_S = 0.2
 PACKAGES = ("zhlm", "ray", "gigatoken", "tokenizers", "datasets", "transformers", "pyarrow", "numpy")
 
 
@@ -35,6 +39,25 @@ def tree_pss_bytes(root: int) -> list[tuple[int, str]]:
     What n of them share counts 1/n in each (proportional set size), so the sum is what all take together.
     """
     return sorted(((_pss_bytes(pid), _name(pid)) for pid in _tree(root)), reverse=True)
+
+
+def watched(command: Sequence[str], settings: dict[str, str]) -> tuple[str, list[tuple[int, str]]]:
+    """Run a command. Returns what it printed, and memory and name of each process of its tree when all together took most.
+
+    `settings` are added to the environment.
+    """
+    peak: list[tuple[int, str]] = []
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | settings)
+        while child.poll() is None:
+            peak = max(peak, tree_pss_bytes(child.pid), key=lambda tree: sum(size for size, _ in tree))
+            time.sleep(SAMPLE_S)
+        assert child.stdout, "it was asked for"
+        out = child.stdout.read()
+        if child.returncode:
+            log.seek(0)
+            raise SystemExit(f"benchmarks: {' '.join(command[1:4])} failed:\n{log.read()[-4000:]}")
+    return out, peak
 
 
 def tree_cpu_s(root: int) -> float:

@@ -5,11 +5,8 @@ The last line printed is the result, as JSON.
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,6 @@ CORPUS_FILES = 50
 """Of 16.2 MB each: ten times the object store."""
 DOCUMENT_BYTES = 500_000_000
 LIMIT_GB = 4.0
-SAMPLE_S = 0.2
 CASES = ("corpus", "jsonl", "text")
 
 
@@ -34,29 +30,13 @@ def measure(case: str, corpus: Corpus) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="zhlm-bench-") as scratch:
         command = [sys.executable, "-m", "benchmarks.memory", "--child", case, scratch]
         command += ["--folder", str(corpus.folder), "--spliced-share", str(corpus.spliced_share)]
-        with open(Path(scratch) / "log", "w+", encoding="utf-8") as log:
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | QUIET)
-            peak = watch(child)
-            assert child.stdout, "it was asked for"
-            out = child.stdout.read()
-            if child.returncode:
-                log.seek(0)
-                raise SystemExit(f"benchmarks: packing {case} failed:\n{log.read()[-4000:]}")
+        out, peak = machine.watched(command, QUIET)
     peak_gb = sum(size for size, _ in peak) / 1e9
     largest = [f"{name} {size / 1e9:.2f}" for size, name in peak[:3]]
     result = {"peak_gb": round(peak_gb, 3), "goal_gb": LIMIT_GB, "met": peak_gb <= LIMIT_GB, "processes": len(peak), "largest": largest}
     result |= json.loads(out.splitlines()[-1])
     print(f"{case:8}{json.dumps(result)}", file=sys.stderr, flush=True)
     return result
-
-
-def watch(child: "subprocess.Popen[str]") -> list[tuple[int, str]]:
-    """Memory and name of each process of its tree, when all together took most."""
-    peak: list[tuple[int, str]] = []
-    while child.poll() is None:
-        peak = max(peak, machine.tree_pss_bytes(child.pid), key=lambda tree: sum(size for size, _ in tree))
-        time.sleep(SAMPLE_S)
-    return peak
 
 
 def pack(case: str, corpus: Corpus, scratch: Path) -> None:

@@ -7,10 +7,8 @@ The last line printed is the result, as JSON. --docs FOLDER writes the curves of
 """
 
 import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +22,6 @@ import numpy as np
 
 from benchmarks import machine, new_rows
 from benchmarks.corpus import REAL, VOCABULARY, texts_of
-from benchmarks.memory import watch
 from benchmarks.pack import QUIET
 
 ROWS = 8000
@@ -147,15 +144,7 @@ def learning() -> dict[str, Any]:
     """The vocab stage in a process of its own, on all of docs_zh and poems_zh, while all its processes' memory is summed up."""
     with tempfile.TemporaryDirectory(prefix="zhlm-bench-") as scratch:
         busy = {"busy_before": machine.busy_share()}
-        with open(Path(scratch) / "log", "w+", encoding="utf-8") as log:
-            command = [sys.executable, "-m", "benchmarks.vocab", "--child", scratch]
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | QUIET)
-            peak = watch(child)
-            assert child.stdout, "it was asked for"
-            out = child.stdout.read()
-            if child.returncode:
-                log.seek(0)
-                raise SystemExit(f"benchmarks: the vocab stage failed:\n{log.read()[-4000:]}")
+        out, peak = machine.watched([sys.executable, "-m", "benchmarks.vocab", "--child", scratch], QUIET)
     result = json.loads(out.splitlines()[-1]) | busy
     peak_gb = sum(size for size, _ in peak) / 1e9
     largest = [f"{name} {size / 1e9:.2f}" for size, name in peak[:4]]

@@ -84,10 +84,15 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
     }
 
 
-def _wake_workers(count: int) -> None:
-    """Have processes started and their imports done while the driver looks at the corpus. Nobody waits for them."""
+def _wake_workers(most: int) -> None:
+    """Have processes started and their imports done while the driver looks at the corpus. Nobody waits for them.
+
+    No more than there are CPUs: an autoscaler would start nodes for them before it is known whether anything is left to pack.
+    """
+    if not ray.is_initialized():  # a caller of a few small files works without
+        return
     remote: Any = ray.remote(num_cpus=1)(ready)
-    for _ in range(count if ray.is_initialized() else 0):
+    for _ in range(min(most, int(ray.cluster_resources().get("CPU", 0)))):
         remote.remote()
 
 

@@ -1,7 +1,6 @@
 """One process at a time: on this machine by a lock, between machines by claims in the store, which moto plays."""
 
 import json
-import logging
 import os
 import signal
 import socket
@@ -20,18 +19,6 @@ from zhlm import claim
 from zhlm.claim import locked
 from zhlm.errors import RunError
 from zhlm.storage import Place, Run
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 class Machines:
@@ -55,11 +42,11 @@ class Machines:
 
 
 @pytest.fixture
-def machines(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+def machines(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
     import boto3
 
     account = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in (account | {"AWS_ENDPOINT_URL": server, "AWS_EC2_METADATA_DISABLED": "true"}).items():
+    for name, value in (account | {"AWS_ENDPOINT_URL": s3_server, "AWS_EC2_METADATA_DISABLED": "true"}).items():
         monkeypatch.setenv(name, value)
     bucket = f"b{time.time_ns()}"
     boto3.client("s3").create_bucket(Bucket=bucket)

@@ -1,10 +1,9 @@
-"""Places in an object store, against moto's S3 server on this machine."""
+"""Places in an object store, against moto's S3 s3_server on this machine."""
 
-import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +18,13 @@ from zhlm.records import Blocks
 from zhlm.storage import Place, Run
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
     """A fresh bucket; the cache of copies goes into the test's folder."""
     import boto3
 
     account = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in (account | {"AWS_ENDPOINT_URL": server, "AWS_EC2_METADATA_DISABLED": "true"}).items():
+    for name, value in (account | {"AWS_ENDPOINT_URL": s3_server, "AWS_EC2_METADATA_DISABLED": "true"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     name = f"b{time.time_ns()}"
@@ -175,12 +162,12 @@ def test_a_store_that_comes_back_is_waited_for(bucket: Place, monkeypatch: pytes
     ]
     done = []
     for operation in operations:
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-        late = threading.Timer(0.5, server.start)
+        s3_server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+        late = threading.Timer(0.5, s3_server.start)
         late.start()
         done.append(operation())
         late.join()
-        server.stop()
+        s3_server.stop()
     assert done == [None, "new", True, ["a.txt"], "new"]
 
 
