@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from itertools import pairwise
@@ -232,6 +233,21 @@ def test_packing_goes_on_while_something_else_holds_a_cpu(sources: Path) -> None
         assert facts["streams"]["zh"]["kept"] == 150
     finally:
         ray.kill(busy)
+
+
+def test_an_interruption_leaves_no_thread_that_would_still_ask_ray(sources: Path) -> None:
+    """Ray ends the whole program, with exit code 1 and no word, when one does after ray.shutdown()."""
+
+    def interrupt(progress: Progress) -> None:
+        if progress.facts.get("tokens"):
+            raise KeyboardInterrupt
+
+    before = {*threading.enumerate()}
+    config = config_for(sources, root="interrupted", deduplicate=False, shard_bytes=1500)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        run(config, interrupt)
+    assert raised.tb, "an error that is still held holds no thread"
+    assert {*threading.enumerate()} <= before
 
 
 def test_a_part_that_kills_its_worker_each_time_is_named(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,7 @@ class Overlapping:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
-        assert process.returncode == 130 and "interrupted; the same command goes on from here" in output
+        assert process.returncode == 130 and "interrupted; the same command goes on from here" in output, output
         _wait_for_ray_to_end(process.pid)
 
 

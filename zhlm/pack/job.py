@@ -228,17 +228,22 @@ def _on_every_part(
         mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
             partial(on_row, function, uuid.uuid4().hex), num_cpus=1, compute=TaskPoolStrategy(size=workers)
         )
+        # Not iter_rows: its thread outlives an interruption, and Ray ends a program that asks for anything after ray.shutdown().
+        bundles = mapped.iter_internal_ref_bundles()
         try:
-            for row in mapped.iter_rows():
-                result = pickle.loads(row["answer"])
-                if isinstance(result, ZhlmError):
-                    raise result
-                left.remove(row["index"])
-                done(row["index"], result)
+            for bundle in bundles:
+                for row in (row for block in ray.get(bundle.block_refs) for row in block.to_pylist()):
+                    result = pickle.loads(row["answer"])
+                    if isinstance(result, ZhlmError):
+                        raise result
+                    left.remove(row["index"])
+                    done(row["index"], result)
         except ExecutionTimeoutError as error:
             raise DeadlineError(
                 f"pack: no part was {verb} for too long, {len(left)} of {len(tasks)} are waited for; does the cluster have a free CPU?"
             ) from error
+        finally:
+            del bundles  # ends the threads of Ray Data here and now; the traceback of an error would keep it
 
 
 def dealt(count: int, workers: int) -> list[list[int]]:
