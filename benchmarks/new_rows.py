@@ -30,10 +30,10 @@ Curve = list[tuple[int, float]]
 def run(docs: Path | None) -> dict[str, Any]:
     """Bits per byte of unseen Chinese through training, for each initialisation."""
     from benchmarks.vocab import SHARE, documents, english_base, extended
+    from zhlm.embeddings.compare import Texts, compare, first_texts
+    from zhlm.pieces.extend import first_new_id
+    from zhlm.pieces.kinds import take_apart
     from zhlm.sample.base import encode, pack_rows
-    from zhlm.vocab.compare import Texts, compare, first_texts
-    from zhlm.vocab.extend import first_new_id
-    from zhlm.vocab.kinds import take_apart
 
     chinese, english = documents("docs_zh"), documents("docs_en")
     unseen, known = chinese[::SHARE], chinese[1::SHARE]
@@ -70,10 +70,10 @@ def small_model(tokenizer: Any) -> Any:
 
 def ways(model: Any, after: Any, pieces: list[str], first_id: int, base: Any, texts: Sequence[str]) -> dict[str, Any]:
     """Each initialisation, as the vocab stage makes it."""
+    from zhlm.embeddings import initialise
+    from zhlm.embeddings.similarity import similarity
     from zhlm.tokenizer.encode import TokenizersEncoder
     from zhlm.tokenizer.load import tokenizer_json
-    from zhlm.vocab import initialise
-    from zhlm.vocab.similarity import similarity
 
     ids_I, offsets = TokenizersEncoder(tokenizer_json(after)).encode_batch(texts)
     return {

@@ -63,9 +63,9 @@ def english_base(vocabulary: int = VOCABULARY) -> Any:
 
 def extended(tokenizer: Any, texts: Sequence[str], rows: int) -> tuple[Any, Any, Any]:
     """The tokenizer with so many pieces more, learned on texts; those pieces; what learning proposed."""
-    from zhlm.vocab.kinds import take_apart
-    from zhlm.vocab.learn import learn
-    from zhlm.vocab.reach import extend_reachable
+    from zhlm.pieces.kinds import take_apart
+    from zhlm.pieces.learn import learn
+    from zhlm.pieces.reach import extend_reachable
 
     base = take_apart(tokenizer.backend_tokenizer)
     proposed = learn(Counter(p for text in texts for p in base.pre_tokens(text)), base, rows)
@@ -77,11 +77,11 @@ def extended(tokenizer: Any, texts: Sequence[str], rows: int) -> tuple[Any, Any,
 
 def pieces() -> dict[str, Any]:
     """8,000 rows learned on nine documents of ten, against a tokenizer that has these documents' merges alone, on the tenth."""
+    from zhlm.pieces.extend import first_new_id
+    from zhlm.pieces.gain import curve_facts
     from zhlm.tokenizer.encode import TokenizersEncoder
     from zhlm.tokenizer.fertility import tokens_per_character
     from zhlm.tokenizer.load import tokenizer_json
-    from zhlm.vocab.extend import first_new_id
-    from zhlm.vocab.gain import curve_facts
     from zhlm.vocab.verify import verify
 
     chinese, english = documents("docs_zh"), documents("docs_en")

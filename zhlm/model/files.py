@@ -1,6 +1,7 @@
 """Which files of a base model decide what comes of it, by content: a base that is replaced in its place is another one."""
 
 import json
+import os
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Literal
 
 from zhlm.corpus.changes import Listing
 from zhlm.corpus.open import content_hash
+from zhlm.errors import BaseModelError
 from zhlm.storage import Place, digest, is_remote
 
 Kind = Literal["weights", "tokenizer"]
@@ -20,6 +22,24 @@ _FILES: dict[Kind, Sequence[str]] = {
     ),
 }  # fmt: skip
 """A model card or a setting for generation may change without harm."""
+
+
+def check_hub_name(source: str) -> None:
+    """Refuse the name of a base that is nowhere here, where it means a folder and not a model of the hub: by its form, or because it
+    starts with a folder that is here.
+
+    Raises: BaseModelError.
+    """
+    first, _, rest = source.partition("/")
+    if source.startswith((".", "~", "/")) or source.endswith("/") or "/" in rest:
+        or_else = "name a model of the hub"
+    elif rest and Path(first).is_dir():
+        or_else = f"for the hub's model start where no folder is named {first}"
+    else:
+        return
+    path = Path(os.path.expanduser(source))
+    looked = "" if path.is_absolute() else f" (looked for {path.absolute()})"
+    raise BaseModelError(f"base: the folder {source} does not exist{looked}; correct base.model, or {or_else}")
 
 
 def listing_of_base(source: str, kinds: Sequence[Kind]) -> Listing:

@@ -1,6 +1,7 @@
 """Find and load a base model: a local folder or a hub name -> a transformers model, with one-line errors for what the user can mend."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from zhlm.errors import BaseModelError
+from zhlm.model.files import check_hub_name
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -25,13 +27,12 @@ def local_folder(source: str, revision: str | None = None) -> Path:
 
     Raises: BaseModelError when there is no such folder or model, or the hub cannot be reached.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         return path
     if path.exists():
         raise BaseModelError(f"base: {source} is a file, expected a folder with config.json and weights; set base.model to the folder")
-    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        raise BaseModelError(f"base: the folder {source} does not exist; correct base.model, or name a model of the hub")
+    check_hub_name(source)
     try:
         with contextlib.suppress(FileNotFoundError):  # not in the cache
             cached = Path(snapshot_download(source, revision=revision, local_files_only=True))

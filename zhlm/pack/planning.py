@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from zhlm.pack.split import Fate, Fates, decide, drop_near, held_out_by_hash
 from zhlm.pack.survey import Survey
 from zhlm.pack.tasks import PackTask, Settings, Source, SurveyTask
 from zhlm.storage import digest
+from zhlm.text.clean import Needs
 
 RECIPE_VERSION = 2
 """Raised when the same settings and files give other blocks than before."""
@@ -103,7 +104,7 @@ def pack_tasks(streams: Sequence[Stream], pack: PackConfig, recipe: dict[str, An
             fates = [np.full(len(s.hashes_N2), Fate.VALIDATION, np.uint8) for s in stream.surveyed(stream.held_out)]
         of_held_out = fates[len(fates) - len(stream.held_out) :]
         held_out = [_decided(source, ("validation",), f, recipe) for source, f in zip(stream.held_out, of_held_out, strict=True)]
-        tasks[stream.name] = training + held_out
+        tasks[stream.name] = [replace(task, needs_R=_needs(stream, task.source)) for task in [*training, *held_out]]
     return tasks
 
 
@@ -142,6 +143,11 @@ def _decided(source: Source, splits: tuple[Split, ...], fates: Fates, recipe: di
 def _undecided(source: Source, splits: tuple[Split, ...], share: float, held_out: str, recipe: dict[str, Any]) -> PackTask:
     """`held_out`: a hash of the hashes of what may not be trained on."""
     return PackTask(source, _key(source, splits, recipe, [share, held_out]), splits, None, share)
+
+
+def _needs(stream: Stream, source: Source) -> Needs | None:
+    survey = stream.surveys.get(source.part.key)
+    return None if survey is None else survey.needs_R
 
 
 def _decide(streams: Sequence[Stream], pack: PackConfig) -> list[list[Fates]]:

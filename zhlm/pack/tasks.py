@@ -1,6 +1,6 @@
 """The two things done to each part of a corpus, as plain functions of plain data: survey it, then pack it.
 
-Both read and clean the same files, so that no text needs to be kept in between: reading and cleaning are the smaller part of the work.
+Both read the same files, so that no text needs to be kept in between; what the survey found clean is not cleaned again.
 Workers import this module, so nothing here imports torch, transformers or Ray.
 """
 
@@ -26,7 +26,7 @@ from zhlm.pack.split import Fate, Fates, fates_inline
 from zhlm.pack.survey import Survey, load_survey, save_survey
 from zhlm.records import id_dtype
 from zhlm.storage import Place
-from zhlm.text.clean import clean_batch
+from zhlm.text.clean import Needs, clean_again, clean_batch
 from zhlm.tokenizer.encode import Encoder, Engine, Ids, Offsets, make_encoder
 from zhlm.tokenizer.long import LONG_CHARACTERS, in_pieces
 
@@ -87,6 +87,8 @@ class PackTask:
     """Of the texts that cleaning keeps, in order. None: decided on the way from `share` and the settings' `held_out_N2`, without a look
     for duplicates."""
     share: float = 0.0
+    needs_R: Needs | None = None
+    """What cleaning each of the documents read takes, from the survey; None where there was none."""
 
 
 @dataclass
@@ -120,11 +122,12 @@ def survey(task: SurveyTask) -> Survey:
     store = Place(task.store)
     found = load_survey(store, task.key)
     if found is None:
-        drops, parts, documents = _Drops(), [Survey.of_texts([], task.signatures)], 0
-        for read, _, texts, _ in _cleaned(task.source, drops):
-            documents += read
-            parts.append(Survey.of_texts(texts, task.signatures))
-        found = Survey.joined(parts, documents, dict(drops.counts))
+        drops, parts, needs = _Drops(), [Survey.of_texts([], task.signatures)], []
+        for cleaned in _cleaned(task.source, drops):
+            needs.append(cleaned.needs)
+            parts.append(Survey.of_texts(cleaned.texts, task.signatures))
+            del cleaned  # a single text may be as large as memory allows
+        found = Survey.joined(parts, needs, dict(drops.counts))
         _check_unchanged(task.source)
         save_survey(store, task.key, found)
     return found
@@ -178,27 +181,49 @@ def _encoder(engine: Engine, tokenizer_json: str, parallel: bool) -> Encoder:
     return make_encoder(engine, tokenizer_json, parallel)
 
 
-def _cleaned(source: Source, drops: _Drops) -> Iterator[tuple[int, Batch, list[str], list[int]]]:
-    """Per batch, the number of documents read, the batch for its places, the texts that cleaning keeps and where they were in it."""
+@dataclass(frozen=True)
+class _Cleaned:
+    """What cleaning left of a batch."""
+
+    read: int
+    """Documents before."""
+    batch: Batch
+    """For the places of its documents; its texts are gone."""
+    texts: list[str]
+    kept: list[int]
+    """Where the texts were in the batch."""
+    needs: Needs
+    """Of all documents of the batch."""
+
+
+def _cleaned(source: Source, drops: _Drops, needs_R: Needs | None = None) -> Iterator[_Cleaned]:
+    """The batches of a part, with less work where it is known what its documents need."""
+    done = 0
     for piece in source.part.pieces:
         for batch in read_piece(piece, source.field):
-            texts, reasons = clean_batch(batch.texts, source.clean, source.role)
+            read = len(batch.texts)
+            if needs_R is None:
+                texts, reasons, needs = clean_batch(batch.texts, source.clean, source.role)
+            else:
+                needs = needs_R[done : done + read]
+                texts, reasons = clean_again(batch.texts, needs, source.clean, source.role)
             kept = [at for at, reason in enumerate(reasons) if reason is None]
             if len(kept) < len(texts):
                 for at, reason in enumerate(reasons):
                     if reason is not None:
                         drops.add(reason, batch, at, texts[at] or batch.texts[at])
                 texts = [texts[at] for at in kept]
-            read = len(batch.texts)
+            done += read
             batch.texts.clear()  # whoever holds the batch: a single text may be as large as memory allows
-            yield read, batch, texts, kept
+            yield _Cleaned(read, batch, texts, kept, needs)
+            del texts
 
 
 def _decided(task: PackTask, held_out_N2: Hashes, drops: _Drops) -> Iterator[tuple[int, dict[Split, list[str]]]]:
     """Per batch, the number of documents read and the texts of each split; what the fates drop is counted."""
     done = 0
-    for read, batch, texts, kept in _cleaned(task.source, drops):
-        known = task.fates
+    for cleaned in _cleaned(task.source, drops, task.needs_R):
+        read, texts, known = cleaned.read, cleaned.texts, task.fates
         fates = fates_inline(texts, task.share, held_out_N2) if known is None else known[done : done + len(texts)]
         done += len(texts)
         if len(fates) != len(texts):
@@ -207,8 +232,9 @@ def _decided(task: PackTask, held_out_N2: Hashes, drops: _Drops) -> Iterator[tup
             yield read, {"train": texts, "validation": []}
             continue
         for at in np.flatnonzero(fates > Fate.VALIDATION).tolist():
-            drops.add(REASON_OF[Fate(fates[at])], batch, kept[at], texts[at])
+            drops.add(REASON_OF[Fate(fates[at])], cleaned.batch, cleaned.kept[at], texts[at])
         by_fate = {f: [texts[at] for at in np.flatnonzero(fates == f).tolist()] for f in (Fate.TRAIN, Fate.VALIDATION)}
+        del cleaned, texts
         yield read, {"train": by_fate[Fate.TRAIN], "validation": by_fate[Fate.VALIDATION]}
     if task.fates is not None and done != len(task.fates):
         path = task.source.part.source

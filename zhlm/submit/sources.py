@@ -12,7 +12,8 @@ from typing import Any
 from zhlm.config.schema import RunConfig, ScratchBaseConfig, StreamConfig
 from zhlm.config.stages import Stage, reads
 from zhlm.corpus.files import SourceFile, find_files
-from zhlm.errors import BaseModelError
+from zhlm.errors import BaseModelError, ConfigError
+from zhlm.model.files import check_hub_name
 from zhlm.model.shape import ModelShape, shape_of
 from zhlm.storage import MANIFEST, SAMPLE_SCHEME, Run, is_remote
 
@@ -106,15 +107,31 @@ def _text_bytes(file: SourceFile) -> float:
 def trained_shape(config: RunConfig) -> tuple[ModelShape, bool]:
     """The model that will be trained, and whether its vocabulary is final (an extension not made yet may add fewer rows).
 
-    Raises: BaseModelError when the base's config.json is not within reach or of no known type.
+    Raises: BaseModelError when the base's config.json is not within reach or of no known type, ConfigError for a broken word list.
     """
     if config.vocab is None:
         return shape_of(base_config(config)), True
     if finished_facts(config, "vocab") is not None:
         return shape_of(read_object(Run.of(config).vocab.path / "config.json")), True
     shape, multiple = shape_of(base_config(config)), config.vocab.pad_to_multiple
-    rows = shape.vocabulary + config.vocab.add_rows
+    rows = shape.vocabulary + config.vocab.add_rows + _listed_words(config.vocab.word_list)
     return replace(shape, vocabulary=-(-rows // multiple) * multiple), False
+
+
+def _listed_words(path: str | None) -> int:
+    """Words of a list, each a row beside the learned ones; 0 for a remote list, a plan must be quick.
+
+    Raises: ConfigError when it cannot be read.
+    """
+    if path is None or is_remote(path):
+        return 0
+    try:
+        lines = Path(path).read_bytes().decode().removeprefix("\ufeff").split("\n")
+    except OSError as error:
+        raise ConfigError(f"vocab: the word list {path} cannot be read ({error.strerror}); correct vocab.word_list", path=path) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"vocab: the word list {path} is not UTF-8 at byte {error.start}; save it as UTF-8", path=path) from None
+    return sum(bool(line.removesuffix("\r")) for line in lines)
 
 
 def base_config(config: RunConfig) -> dict[str, Any]:
@@ -142,11 +159,10 @@ def base_folder(config: RunConfig) -> Path | None:
         return Path(resolved) if not is_remote(resolved) and os.path.isdir(resolved) else None
     if is_remote(model):
         return None
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.exists():
         return path
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise BaseModelError(f"base: {model} does not exist (looked for {path.absolute()}); correct base.model, or name a hub model")
+    check_hub_name(model)
     return None
 
 

@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from enum import IntEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from opencc import OpenCC
 
 from zhlm.config.schema import CleanConfig
@@ -14,7 +17,27 @@ from zhlm.text.reject import Reason, Role, broken_share, rejection
 from zhlm.text.screen import SCREEN_CHARACTERS, screen, with_boilerplate
 
 LONG_CHARACTERS = 4_000_000
+Needs = npt.NDArray[np.uint8]
 _BETWEEN_LINES = re.compile(r"(?<=\S)\n(?=\S)")
+
+
+class Need(IntEnum):
+    """What it takes to clean a text a second time."""
+
+    NOTHING = 0
+    """It is kept as it is."""
+    SPACES = 1
+    """It is kept, with its spaces tidied."""
+    ALL = 2
+
+
+class Cleaned(NamedTuple):
+    """A batch after cleaning, N texts."""
+
+    texts: list[str]
+    reasons: list[Reason | None]
+    """Why each is dropped; None to keep it."""
+    needs_N: Needs
 
 
 def clean(text: str, config: CleanConfig, role: Role) -> tuple[str, Reason | None]:
@@ -57,23 +80,36 @@ def _stretches(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def clean_batch(texts: Sequence[str], config: CleanConfig, role: Role) -> tuple[list[str], list[Reason | None]]:
+def clean_batch(texts: Sequence[str], config: CleanConfig, role: Role) -> Cleaned:
     """`clean` of every text, faster: most texts need nothing, and that is seen for thousands of them at once."""
     if _only_lengths(config, role):
         least, most = max(1, config.min_chars), config.max_chars
         fine = [least <= len(text) <= most and not text[0].isspace() for text in texts]
-        return list(texts), [None if ok else rejection(text, config, role) for ok, text in zip(fine, texts, strict=True)]
-    cleaned: list[str] = []
-    reasons: list[Reason | None] = []
+        reasons = [None if ok else rejection(text, config, role) for ok, text in zip(fine, texts, strict=True)]
+        return Cleaned(list(texts), reasons, np.array([Need.ALL if reason else Need.NOTHING for reason in reasons], np.uint8))
+    portions: list[Cleaned] = []
     portion: list[str] = []
     characters = 0
     for text in texts:
         if characters + len(text) > SCREEN_CHARACTERS and portion:
-            _clean_portion(portion, config, role, cleaned, reasons)
+            portions.append(_clean_portion(portion, config, role))
             portion, characters = [], 0
         portion.append(text)
         characters += len(text)
-    _clean_portion(portion, config, role, cleaned, reasons)
+    portions.append(_clean_portion(portion, config, role))
+    needs = np.concatenate([p.needs_N for p in portions])
+    return Cleaned([text for p in portions for text in p.texts], [reason for p in portions for reason in p.reasons], needs)
+
+
+def clean_again(texts: Sequence[str], needs_N: Needs, config: CleanConfig, role: Role) -> tuple[list[str], list[Reason | None]]:
+    """What `clean_batch` made of the same texts when it found what each needs."""
+    cleaned, reasons = list(texts), list[Reason | None]([None]) * len(texts)
+    for at in np.flatnonzero(needs_N == Need.SPACES).tolist():
+        cleaned[at] = normalise_spaces(texts[at].strip(EDGES))
+    others = np.flatnonzero(needs_N == Need.ALL).tolist()
+    again = clean_batch([texts[at] for at in others], config, role)
+    for at, text, reason in zip(others, again.texts, again.reasons, strict=True):
+        cleaned[at], reasons[at] = text, reason
     return cleaned, reasons
 
 
@@ -84,32 +120,32 @@ def _only_lengths(config: CleanConfig, role: Role) -> bool:
     return not tidies and min(limits) >= 1 and (role == "old" or config.min_han_share == 0)
 
 
-def _clean_portion(texts: list[str], config: CleanConfig, role: Role, cleaned: list[str], reasons: list[Reason | None]) -> None:
-    """Append the cleaned texts and the reasons."""
+def _clean_portion(texts: Sequence[str], config: CleanConfig, role: Role) -> Cleaned:
     if config.to_simplified or sum(map(len, texts)) > SCREEN_CHARACTERS:  # the latter is a single text, looked at without numpy
-        for text in texts:
-            one, reason = clean(text, config, role)
-            cleaned.append(one)
-            reasons.append(reason)
-        return
-    if config.normalise:
-        texts = [text.strip(EDGES) for text in texts]
+        each = [clean(text, config, role) for text in texts]
+        same = [one is text and reason is None for text, (one, reason) in zip(texts, each, strict=True)]
+        return Cleaned([one for one, _ in each], [reason for _, reason in each], np.where(same, Need.NOTHING, Need.ALL).astype(np.uint8))
+    left = [text.strip(EDGES) for text in texts] if config.normalise else list(texts)
     found: dict[int, Reason | None] = {}
-    screened = screen(texts, config, role)
+    screened = screen(left, config, role)
     judge_N = screened.judge_N | screened.spaces_N | screened.little_han_N
     for at in np.flatnonzero(screened.spaces_N & ~screened.characters_N).tolist():
-        texts[at] = normalise_spaces(texts[at])
+        left[at] = normalise_spaces(left[at])
+    needs_N = np.array([new is not text for new, text in zip(left, texts, strict=True)], np.uint8) * np.uint8(Need.SPACES)
     for at in np.flatnonzero(screened.characters_N).tolist():
-        texts[at], found[at] = clean(texts[at], config, role)
-    for at in with_boilerplate(texts) if config.boilerplate else []:
+        left[at], found[at] = clean(left[at], config, role)
+        needs_N[at] = Need.NOTHING if left[at] is texts[at] else Need.ALL
+    for at in with_boilerplate(left) if config.boilerplate else []:
         if at not in found:
-            texts[at], reason = _without_boilerplate(texts[at], config)
-            found[at] = reason or rejection(texts[at], config, role)
+            before = left[at]
+            left[at], reason = _without_boilerplate(before, config)
+            found[at] = reason or rejection(left[at], config, role)
+            needs_N[at] = needs_N[at] if left[at] is before else Need.ALL
     for at in np.flatnonzero(judge_N).tolist():
         if at not in found:  # a Han share that is high enough need not be counted again
-            found[at] = rejection(texts[at], config, role if screened.little_han_N[at] else "old")
-    cleaned += texts
-    reasons += [found.get(at) for at in range(len(texts))]
+            found[at] = rejection(left[at], config, role if screened.little_han_N[at] else "old")
+    needs_N[[at for at, reason in found.items() if reason is not None]] = Need.ALL
+    return Cleaned(left, [found.get(at) for at in range(len(left))], needs_N)
 
 
 def _without_boilerplate(text: str, config: CleanConfig) -> tuple[str, Reason | None]:

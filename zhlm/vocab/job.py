@@ -14,25 +14,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from zhlm.cluster import connected
 from zhlm.config.schema import RunConfig, StreamConfig, VocabConfig
 from zhlm.corpus.streams import files_of
+from zhlm.embeddings.compare import check_causal
+from zhlm.embeddings.new_rows import Extension, grow, growth_of, held_out
 from zhlm.errors import AdviceError, ConfigError, CorpusError, DeadlineError, StorageError
 from zhlm.model.load import check_base, load_model, local_folder
 from zhlm.model.resize import check_heads
+from zhlm.pieces.base import Base
+from zhlm.pieces.count import LEARN_CHARS, FileCount, count_file, plan_counts
+from zhlm.pieces.extend import first_new_id
+from zhlm.pieces.gain import curve_facts
+from zhlm.pieces.kinds import take_apart
+from zhlm.pieces.learn import Learned, learn
+from zhlm.pieces.reach import extend_reachable
+from zhlm.pieces.words import WithWords, cut_words, read_words
 from zhlm.records import Progress, Report
 from zhlm.storage import Place, Run, storage_errors
 from zhlm.tokenizer.encode import TokenizersEncoder
 from zhlm.tokenizer.load import digest_of, load_tokenizer, tokenizer_json
 from zhlm.vocab import worth
-from zhlm.vocab.base import Base
-from zhlm.vocab.compare import check_causal
-from zhlm.vocab.count import LEARN_CHARS, FileCount, count_file, plan_counts
-from zhlm.vocab.extend import first_new_id
-from zhlm.vocab.gain import curve_facts
-from zhlm.vocab.kinds import take_apart
-from zhlm.vocab.learn import Learned, learn
-from zhlm.vocab.new_rows import Extension, grow, growth_of, held_out
-from zhlm.vocab.reach import extend_reachable
 from zhlm.vocab.verify import Proof, verify
-from zhlm.vocab.words import WithWords, cut_words, read_words
 
 FILE_TIMEOUT_S = 1800
 """Wait for the next file to be counted, the start of a node included."""
@@ -96,7 +96,7 @@ def extend_base(order: Order, report: Report) -> dict[str, Any]:
     pre_tokens = _merged(counts, new)
     encoder = TokenizersEncoder(tokenizer_json(tokenizer))
     before = worth.per_character(encoder, samples)
-    advice = worth.advice({name: before[name] for name in new}, worth.unknown_share(base, encoder, new_texts))
+    advice = worth.advice({name: before[name] for name in new}, worth.unknown_share(base, encoder.encode_batch(new_texts)[0]))
     if not vocab.force:
         worth.check_script(base, new_texts, new)
         if advice:

@@ -18,17 +18,17 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from zhlm.errors import BaseModelError, VerificationError
+from zhlm.pieces.base import Base, merges_of
+from zhlm.pieces.bytelevel import ByteLevel
+from zhlm.pieces.extend import first_new_id
+from zhlm.pieces.kinds import take_apart
+from zhlm.pieces.learn import Learned
+from zhlm.pieces.reach import reached
+from zhlm.pieces.wordpiece import WordPiece
 from zhlm.tokenizer.encode import HARD_TEXTS, TokenizersEncoder
 from zhlm.tokenizer.load import tokenizer_json
-from zhlm.vocab.base import Base, merges_of
-from zhlm.vocab.bytelevel import ByteLevel
 from zhlm.vocab.engines import Engines
-from zhlm.vocab.extend import first_new_id
-from zhlm.vocab.kinds import take_apart
-from zhlm.vocab.learn import Learned
-from zhlm.vocab.reach import reached
 from zhlm.vocab.verify import verify
-from zhlm.vocab.wordpiece import WordPiece
 
 BATCH_TEXTS = 1000
 SPELLED_TEXTS = 2000

@@ -16,14 +16,15 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from zhlm.errors import VerificationError
+from zhlm.pieces.base import Base
+from zhlm.pieces.kinds import take_apart
+from zhlm.pieces.learn import Learned
+from zhlm.pieces.reach import reached, rows_of
+from zhlm.pieces.wordpiece import WordPiece
+from zhlm.pieces.words import check_words, there_and_back, without_words
 from zhlm.tokenizer.encode import HARD_TEXTS, Encoder, TokenizersEncoder, choose_encoder
 from zhlm.tokenizer.load import tokenizer_json
-from zhlm.vocab.base import Base
-from zhlm.vocab.kinds import take_apart
-from zhlm.vocab.learn import Learned
-from zhlm.vocab.reach import reached, rows_of
-from zhlm.vocab.wordpiece import WordPiece
-from zhlm.vocab.words import check_words, without_words
+from zhlm.vocab.worth import unknown_share
 
 Ids = npt.NDArray[np.uint32]
 
@@ -107,7 +108,7 @@ def verify(
         old_texts=len(old_texts),
         old_texts_same=fresh.count(0) if old_texts else 0,
         old_tokens_new_share=sum(fresh) / max(1, len(ids_I) - old_from),
-        unknown_share={"before": _unknown_share(base, new_before_I), "after": _unknown_share(base, ids_I[new_from:old_from])},
+        unknown_share={"before": unknown_share(base, new_before_I), "after": unknown_share(base, ids_I[new_from:old_from])},
     )
 
 
@@ -136,13 +137,8 @@ def _check_round_trip(before: PreTrainedTokenizerFast, after: Tokenizer, texts: 
     """What comes back is the text itself; where the base already changed it (a normaliser, a space in front), the same as from the base."""
     came_back = after.decode_batch([row.tolist() for row in rows], skip_special_tokens=False)
     for text, got in zip(texts, came_back, strict=True):
-        if got != text and got != _there_and_back(before, text):
+        if got != text and [got] != there_and_back(before.backend_tokenizer, [text]):
             raise VerificationError(f"vocab: a text does not come back from the extended tokenizer: {text[:40]!r} became {got[:40]!r}")
-
-
-def _there_and_back(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
-    backend = tokenizer.backend_tokenizer
-    return str(backend.decode(backend.encode(text, add_special_tokens=False).ids, skip_special_tokens=False))
 
 
 def _check_words(base: WordPiece, after: Tokenizer, texts: Sequence[str], rows: Sequence[Ids], first_id: int) -> None:
@@ -160,10 +156,6 @@ def _check_words(base: WordPiece, after: Tokenizer, texts: Sequence[str], rows: 
     for text, of_text, row in zip(texts, words_of, rows, strict=True):
         if row.tolist() != [i for word in of_text for i in new_ids[word]] and not any(token in text for token in added):
             raise VerificationError(f"vocab: the extended tokenizer cuts a text in other places than the base: {text[:40]!r}")
-
-
-def _unknown_share(base: Base, ids_I: Ids) -> float:
-    return float((ids_I == base.unknown_id).mean()) if isinstance(base, WordPiece) and len(ids_I) else 0.0
 
 
 def _spellings(before: PreTrainedTokenizerFast, base: Base, learned: Learned) -> list[list[int]]:

@@ -4,11 +4,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from zhlm.errors import CorpusError
+from zhlm.pieces.base import Base
+from zhlm.pieces.wordpiece import WordPiece
 from zhlm.tokenizer.encode import Encoder
 from zhlm.tokenizer.fertility import tokens_per_character
-from zhlm.vocab.base import Base
-from zhlm.vocab.wordpiece import WordPiece
 
 GOOD_TOKENS_PER_CHARACTER = 0.9
 """Below this a base reads the language well already. Source: Chinese-LLaMA-Alpaca-3, which kept Llama-3's vocabulary; an assumption."""
@@ -22,9 +25,8 @@ def per_character(encoder: Encoder, samples: Mapping[str, Sequence[str]]) -> dic
     return {name: tokens_per_character(encoder, texts) for name, texts in samples.items()}
 
 
-def unknown_share(base: Base, encoder: Encoder, texts: Sequence[str]) -> float:
-    """Share of the tokens that say only that a word is unknown; WordPiece alone has any."""
-    ids_I, _ = encoder.encode_batch(texts)
+def unknown_share(base: Base, ids_I: npt.NDArray[np.uint32]) -> float:
+    """Share of the ids I of some text that say only that a word is unknown; WordPiece alone has any."""
     return float((ids_I == base.unknown_id).mean()) if isinstance(base, WordPiece) and len(ids_I) else 0.0
 
 

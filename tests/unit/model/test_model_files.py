@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import save_tiny_llama
-from zhlm.model.files import Kind, listing_of_base
+from zhlm.errors import BaseModelError
+from zhlm.model.files import Kind, check_hub_name, listing_of_base
 
 
 @pytest.fixture
@@ -52,3 +53,21 @@ def test_a_copy_a_new_time_a_card_and_a_chat_template_change_nothing(base: Path,
     assert fingerprints(base, "tokenizer")["tokenizer_config.json"] != before["tokenizer_config.json"]
     (base / "tokenizer_config.json").write_text("[1]", encoding="utf-8")
     assert fingerprints(base, "tokenizer")["tokenizer_config.json"] != before["tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("name", ["./base", "../base", ".base", "/no/base", "~/no-base", "~nobody/base", "a/b/c", "gone/", "runs/base"])
+def test_a_name_that_means_a_folder_is_no_hub_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BaseModelError, match=rf"base: the folder {name} does not exist.*; correct base\.model, or ") as caught:
+        check_hub_name(name)
+    assert "\n" not in str(caught.value)
+    assert ("start where no folder is named runs" in str(caught.value)) == name.startswith("runs/")
+
+
+def test_a_hub_name_is_none_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "org").write_text("a file\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name in ("Qwen/Qwen3-0.6B", "gpt2", "runs", "org/name", "runs.v2/base"):
+        check_hub_name(name)

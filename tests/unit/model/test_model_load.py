@@ -56,11 +56,15 @@ def test_dtype_is_float32_or_as_saved(tmp_path: Path) -> None:
     assert load_model(str(tmp_path), dtype="auto").dtype == torch.bfloat16
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BaseModelError, match=r"gone does not exist; correct base\.model"):
         local_folder(str(tmp_path / "gone"))
     with pytest.raises(BaseModelError, match="does not exist"):
         local_folder("./no/such")
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BaseModelError, match=r"the folder runs/base does not exist \(looked for .*/runs/base\)"):
+        local_folder("runs/base")
     with pytest.raises(BaseModelError, match="neither a folder here nor a hub name"):
         local_folder("not a name!")
 

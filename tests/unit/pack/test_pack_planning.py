@@ -44,7 +44,7 @@ def surveyed(config: RunConfig) -> Stream:
     stream = find_stream(config.streams[0], config, str)
     for task in survey_tasks(stream, config.pack, "store"):
         texts = [f"{task.source.part.key} {i}" for i in range(15)]
-        stream.surveys[task.source.part.key] = Survey.joined([Survey.of_texts(texts, task.signatures)], 15, {})
+        stream.surveys[task.source.part.key] = Survey.joined([Survey.of_texts(texts, task.signatures)], [np.zeros(15, np.uint8)], {})
     return stream
 
 
@@ -115,15 +115,15 @@ def test_what_one_stream_validates_on_no_other_trains_on(folder: Path, deduplica
     config = RunConfig.model_validate_json(json.dumps(data))
     zh, en = (find_stream(s, config, str) for s in config.streams)
     (held,) = en.held_out
-    en.surveys[held.part.key] = Survey.joined([Survey.of_texts(["held sentence"], False)], 1, {})
+    en.surveys[held.part.key] = Survey.joined([Survey.of_texts(["held sentence"], False)], [np.zeros(1, np.uint8)], {})
     for source in zh.training if deduplicate else []:
         texts = [*(f"{source.part.key} {i}" for i in range(20)), f"held sentence{'' if source is zh.training[0] else ' not'}"]
         for stream in (zh, en):
-            stream.surveys[source.part.key] = Survey.joined([Survey.of_texts(texts, False)], 21, {})
+            stream.surveys[source.part.key] = Survey.joined([Survey.of_texts(texts, False)], [np.zeros(21, np.uint8)], {})
     tasks = pack_tasks([zh, en], config.pack, recipe_of(settings(), "t", config.pack))
     if not deduplicate:
         assert held_out_hashes([zh, en], config.pack).tolist() == hashes_of(["held sentence"]).tolist()
-        other = Survey.joined([Survey.of_texts(["another"], False)], 1, {})
+        other = Survey.joined([Survey.of_texts(["another"], False)], [np.zeros(1, np.uint8)], {})
         en.surveys[held.part.key] = other
         again = pack_tasks([zh, en], config.pack, recipe_of(settings(), "t", config.pack))
         assert {t.key for t in tasks["zh"]}.isdisjoint({t.key for t in again["zh"]})

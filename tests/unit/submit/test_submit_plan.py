@@ -8,7 +8,7 @@ import pytest
 
 from zhlm.config.schema import RunConfig
 from zhlm.config.stages import reads
-from zhlm.errors import BaseModelError
+from zhlm.errors import BaseModelError, ConfigError
 from zhlm.model.shape import parameters, shape_of
 from zhlm.submit.memory import count_parameters, worker_memory
 from zhlm.submit.plan import format_plan, make_plan
@@ -102,6 +102,26 @@ def test_extended_base_is_read_once_it_is_there(tmp_path: Path) -> None:
     assert (shape.vocabulary, final) == (1088, True)
 
 
+def test_words_of_a_list_are_rows(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_bytes("\ufeff\u4eba\u5de5\u667a\u80fd\r\n\n\u5927\u6a21\u578b\r\n\u5317\u4eac".encode())
+    listed = config(tmp_path, vocab={"add_rows": 0, "word_list": str(words)})
+    assert trained_shape(listed)[0].vocabulary == 1003 and "~1,003 vocabulary rows" in format_plan(make_plan(listed))
+    both = config(tmp_path, vocab={"add_rows": 100, "word_list": str(words), "pad_to_multiple": 2})
+    assert trained_shape(both)[0].vocabulary == 1104
+    plain, base = make_plan(config(tmp_path, vocab={"add_rows": 100, "pad_to_multiple": 2})).counts, make_plan(both).counts
+    assert base.frozen - plain.frozen == 2 * 4 * 64 == base.trainable - plain.trainable  # input and output rows
+    assert trained_shape(config(tmp_path, vocab={"add_rows": 100, "word_list": "s3://bucket/words"}))[0].vocabulary == 1100
+
+
+def test_a_word_list_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.txt cannot be read \(No such file or directory\); correct vocab\.word_list"):
+        make_plan(config(tmp_path, vocab={"word_list": str(tmp_path / "none.txt")}))
+    (tmp_path / "words.txt").write_bytes("\u4eba".encode("gb18030"))
+    with pytest.raises(ConfigError, match=r"is not UTF-8 at byte 0; save it as UTF-8"):
+        make_plan(config(tmp_path, vocab={"word_list": str(tmp_path / "words.txt")}))
+
+
 def test_trainable_and_frozen(tmp_path: Path) -> None:
     shape = shape_of(LLAMA)
     parts = parameters(shape)
@@ -160,10 +180,13 @@ def test_hub_name_that_is_not_cached(tmp_path: Path) -> None:
         make_plan(config(tmp_path, base={"model": "nobody/nothing"}))
 
 
-def test_missing_folder_is_not_taken_for_a_hub_name(tmp_path: Path) -> None:
-    for missing in ("./models/x", str(tmp_path / "x"), "a/b/c"):
+def test_missing_folder_is_not_taken_for_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for missing in ("./models/x", str(tmp_path / "x"), "a/b/c", "./x", "runs/x"):
         with pytest.raises(BaseModelError, match="does not exist"):
             base_folder(config(tmp_path, base={"model": missing}))
+    assert base_folder(config(tmp_path, base={"model": "nobody/nothing"})) is None
 
 
 def test_remote_corpus_leaves_sizes_open(tmp_path: Path) -> None:

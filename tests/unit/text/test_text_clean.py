@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zhlm.config.schema import CleanConfig
-from zhlm.text.clean import clean, clean_batch
+from zhlm.text.clean import Need, clean, clean_again, clean_batch
 from zhlm.text.reject import Reason
 from zhlm.text.screen import SCREEN_CHARACTERS
 
@@ -41,25 +41,32 @@ texts_of_pieces = st.lists(st.lists(st.sampled_from(PIECES), max_size=25).map(""
 @settings(max_examples=300)
 @given(texts_of_pieces, st.sampled_from(CONFIGS), st.sampled_from(["new", "old"]))
 def test_a_batch_is_cleaned_like_its_texts(texts: list[str], config: CleanConfig, role: str) -> None:
-    assert list(zip(*clean_batch(texts, config, role), strict=True)) == [clean(t, config, role) for t in texts]  # type: ignore[arg-type]
+    cleaned, reasons, needs = clean_batch(texts, config, role)  # type: ignore[arg-type]
+    assert list(zip(cleaned, reasons, strict=True)) == [clean(t, config, role) for t in texts]  # type: ignore[arg-type]
+    assert clean_again(texts, needs, config, role) == (cleaned, reasons)  # type: ignore[arg-type]
+
+
+def test_what_a_text_needs_is_found_once() -> None:
+    needs = clean_batch(["好的。", "好的。\n", "好  的。", "cafe\u0301", "首页\n好的。", ""], CleanConfig(), "new").needs_N
+    assert needs.tolist() == [Need.NOTHING, Need.SPACES, Need.SPACES, Need.ALL, Need.ALL, Need.ALL]
 
 
 @settings(max_examples=200)
 @given(texts_of_pieces)
 def test_what_is_kept_stays_as_it_is(texts: list[str]) -> None:
     config = CleanConfig(max_broken_share=1.0)  # where lines were removed, the share of broken characters is another
-    cleaned, reasons = clean_batch(texts, config, "new")
+    cleaned, reasons, _ = clean_batch(texts, config, "new")
     kept = [text for text, reason in zip(cleaned, reasons, strict=True) if reason is None]
-    assert clean_batch(kept, config, "new") == (kept, [None] * len(kept))
+    assert clean_batch(kept, config, "new")[:2] == (kept, [None] * len(kept))
 
 
 def test_long_texts_and_many_are_cleaned_alike() -> None:
     long = "".join(map(chr, Random(1).choices(range(0x4E00, 0x9F00), k=SCREEN_CHARACTERS + 1)))
     texts = ["短文。", long + "\n", "行尾  \n第二行", "", *["段落" + "甲乙丙丁"[i % 4] + "\n" for i in range(3000)]]
-    cleaned, reasons = clean_batch(texts, CleanConfig(), "new")
+    cleaned, reasons, _ = clean_batch(texts, CleanConfig(), "new")
     assert (cleaned[0], cleaned[1] == long, cleaned[2]) == ("短文。", True, "行尾\n第二行")
     assert (reasons[3], reasons.count(None), len(cleaned)) == ("empty", len(texts) - 1, len(texts))
-    assert clean_batch([], CleanConfig(), "new") == ([], [])
+    assert clean_batch([], CleanConfig(), "new")[:2] == ([], [])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 # ruff: noqa: F401, F811 - fixtures are imported by name
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,25 +8,22 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, PreTrainedTokenizerFast
-from vocab_tokenizers import OTHER_KINDS, chinese, english, gpt2_tokenizer, train, train_sentencepiece
 
+from trained_tokenizers import OTHER_KINDS, chinese, english, gpt2_tokenizer, learned_on, train, train_sentencepiece
 from zhlm.cli import main
 from zhlm.errors import BaseModelError
+from zhlm.pieces.bytelevel import ByteLevel, to_symbols
+from zhlm.pieces.extend import first_new_id
+from zhlm.pieces.reach import extend_reachable
+from zhlm.pieces.words import add_words
 from zhlm.tokenizer.load import load_tokenizer
-from zhlm.vocab.bytelevel import ByteLevel, to_symbols
-from zhlm.vocab.extend import first_new_id
-from zhlm.vocab.kinds import take_apart
-from zhlm.vocab.learn import learn
 from zhlm.vocab.prove import Findings, prove
-from zhlm.vocab.reach import extend_reachable
-from zhlm.vocab.words import add_words
 
 EVERY_KIND: dict[str, Callable[[], PreTrainedTokenizerFast]] = {"gpt2": lambda: train("gpt2"), "qwen": lambda: train("qwen"), **OTHER_KINDS}
 
 
 def extended(tokenizer: PreTrainedTokenizerFast, texts: list[str], num: int = 80) -> PreTrainedTokenizerFast:
-    base = take_apart(tokenizer.backend_tokenizer)
-    return extend_reachable(tokenizer, base, learn(Counter(p for t in texts for p in base.pre_tokens(t)), base, num), texts)[0]
+    return extend_reachable(tokenizer, *learned_on(tokenizer, texts, num), texts)[0]
 
 
 def with_spec(tokenizer: PreTrainedTokenizerFast, change: Callable[[dict[str, Any]], None]) -> PreTrainedTokenizerFast:

@@ -1,12 +1,12 @@
 # ruff: noqa: F401, F811 - fixtures are imported by name
 import pytest
 from transformers import PreTrainedTokenizerFast
-from vocab_tokenizers import chinese, english, gpt2_tokenizer, other_tokenizer, train_wordpiece
 
+from trained_tokenizers import chinese, english, gpt2_tokenizer, other_tokenizer, train_wordpiece
 from zhlm.errors import CorpusError
+from zhlm.pieces.kinds import take_apart
 from zhlm.tokenizer.encode import TokenizersEncoder
 from zhlm.tokenizer.load import tokenizer_json
-from zhlm.vocab.kinds import take_apart
 from zhlm.vocab.worth import advice, check_script, per_character, unknown_share
 
 
@@ -32,5 +32,5 @@ def test_advice(gpt2_tokenizer: PreTrainedTokenizerFast, chinese: list[str], eng
 def test_unknown_words_are_not_read_well(chinese: list[str], english: list[str]) -> None:
     tokenizer = train_wordpiece()
     base, encoder = take_apart(tokenizer.backend_tokenizer), TokenizersEncoder(tokenizer_json(tokenizer))
-    assert unknown_share(base, encoder, chinese) > 0.3
-    assert unknown_share(base, encoder, []) == 0
+    assert unknown_share(base, encoder.encode_batch(chinese)[0]) > 0.3
+    assert unknown_share(base, encoder.encode_batch([])[0]) == 0

@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from zhlm.errors import VerificationError
-from zhlm.vocab.base import Base
-from zhlm.vocab.learn import Learned
+from zhlm.pieces.base import Base
+from zhlm.pieces.learn import Learned
 
 CLASS_SETTINGS = ("model_input_names", "padding_side", "truncation_side")
 """What classes of model families fix without writing it down (BERT's token_type_ids, Llama's padding on the left)."""

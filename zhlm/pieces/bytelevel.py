@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from zhlm.errors import BaseModelError
-from zhlm.vocab.base import Base, merges_of
+from zhlm.pieces.base import Base, merges_of
 
 
 def _alphabet() -> list[str]:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from zhlm.errors import BaseModelError
-from zhlm.vocab.base import CJK, Base, Start, is_one_script, merges_of
+from zhlm.pieces.base import CJK, Base, Start, is_one_script, merges_of
 
 SPACE = "\u2581"
 CUTS = (f"{SPACE}*(?:[{CJK}]+|[^{SPACE}{CJK}]+)|{SPACE}+", f"{SPACE}*[^{SPACE}]+|{SPACE}+")

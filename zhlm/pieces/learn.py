@@ -18,7 +18,7 @@ from itertools import accumulate, chain, pairwise
 import numpy as np
 import numpy.typing as npt
 
-from zhlm.vocab.base import Base, Start
+from zhlm.pieces.base import Base, Start
 
 Ints = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int32]

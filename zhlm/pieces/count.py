@@ -13,8 +13,8 @@ from zhlm.config.schema import StreamConfig
 from zhlm.corpus.files import SourceFile
 from zhlm.corpus.parts import Piece, cut, whole
 from zhlm.corpus.read import read_piece
+from zhlm.pieces.kinds import take_apart
 from zhlm.text.normalise import normalise
-from zhlm.vocab.kinds import take_apart
 
 LEARN_CHARS = 100_000_000
 """Text that is learned from at most, spread evenly over the corpus. A core counts 1.2 million a second, and more of it hardly tells more:

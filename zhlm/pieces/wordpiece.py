@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece as WordPieceModel
 
 from zhlm.errors import BaseModelError
-from zhlm.vocab.base import Base, Start, is_one_script
+from zhlm.pieces.base import Base, Start, is_one_script
 
 ENCODE_BATCH = 20_000
 MIN_USES = 2

@@ -2,10 +2,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
 
+from zhlm.embeddings.growth import growth
+from zhlm.embeddings.initialise import mean
+from zhlm.embeddings.new_rows import growth_of
 from zhlm.model.resize import add_rows
-from zhlm.vocab.growth import growth
-from zhlm.vocab.initialise import mean
-from zhlm.vocab.new_rows import growth_of
 
 
 def test_a_worked_example() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from zhlm.vocab.similarity import _neighbours, _of_old_ids, similarity, sparsemax
+from zhlm.embeddings.similarity import _neighbours, _of_old_ids, similarity, sparsemax
 
 FIRST = 20
 """Ids from here on are new."""

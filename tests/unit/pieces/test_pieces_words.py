@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
-from vocab_tokenizers import chinese, english, gpt2_tokenizer, train_sentencepiece, train_wordpiece
 
+from trained_tokenizers import chinese, english, gpt2_tokenizer, train_sentencepiece, train_wordpiece
 from zhlm.errors import BaseModelError, ConfigError, VerificationError
+from zhlm.pieces.extend import first_new_id
+from zhlm.pieces.kinds import take_apart
+from zhlm.pieces.learn import learn
+from zhlm.pieces.reach import extend_reachable
+from zhlm.pieces.words import WithWords, add_words, check_words, cut_words, read_words
 from zhlm.tokenizer.load import load_tokenizer
-from zhlm.vocab.extend import first_new_id
-from zhlm.vocab.kinds import take_apart
-from zhlm.vocab.learn import learn
-from zhlm.vocab.reach import extend_reachable
 from zhlm.vocab.verify import verify
-from zhlm.vocab.words import WithWords, add_words, check_words, cut_words, read_words
 
 WORDS = ["图书馆", "GPT-4中", "𠮷野家", "zzqy"]
 KINDS = {"gemma": lambda: train_sentencepiece("gemma"), "metaspace": lambda: train_sentencepiece("metaspace"), "bert": train_wordpiece}

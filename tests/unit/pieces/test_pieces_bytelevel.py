@@ -2,10 +2,10 @@
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from vocab_tokenizers import chinese, tokenizer
 
+from trained_tokenizers import chinese, tokenizer
 from zhlm.errors import BaseModelError
-from zhlm.vocab.bytelevel import ALPHABET, ByteLevel, is_fragment, is_text, to_bytes, to_symbols
+from zhlm.pieces.bytelevel import ALPHABET, ByteLevel, is_fragment, is_text, to_bytes, to_symbols
 
 
 def test_the_alphabet_is_that_of_the_tokenizers_library() -> None:

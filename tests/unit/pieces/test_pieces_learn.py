@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
-from vocab_tokenizers import chinese, gpt2_tokenizer, tokenizer
 
-from zhlm.vocab.bytelevel import ByteLevel, is_fragment, is_text, to_bytes
-from zhlm.vocab.extend import extend
-from zhlm.vocab.learn import learn
+from trained_tokenizers import chinese, gpt2_tokenizer, tokenizer
+from zhlm.pieces.bytelevel import ByteLevel, is_fragment, is_text, to_bytes
+from zhlm.pieces.extend import extend
+from zhlm.pieces.learn import learn
 
 
 def slow_learn(pre_tokens: dict[str, int], base: ByteLevel, num_pieces: int) -> tuple[list[tuple[str, str]], list[int]]:

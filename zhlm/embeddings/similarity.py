@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zhlm.vocab.initialise import SEED, Mixture
+from zhlm.embeddings.initialise import SEED, Mixture
 
 WINDOW_TOKENS = 2
 """Neighbours on each side: near ones tell what a piece is, far ones what a text is about. 2 was better than 5 (bits per byte, measured)."""

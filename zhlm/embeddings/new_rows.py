@@ -11,15 +11,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from zhlm.config.schema import Init, StreamConfig, VocabConfig
 from zhlm.corpus.read import read_documents
 from zhlm.corpus.streams import held_out_of
+from zhlm.embeddings.compare import TEXT_BYTES, Comparison, Texts, compare, first_texts
+from zhlm.embeddings.growth import Growth, growth
+from zhlm.embeddings.initialise import Speller, deviation_of, mean, mean_noise, random, subword_mean
+from zhlm.embeddings.similarity import similarity
 from zhlm.model.inspect import is_tied
 from zhlm.model.resize import InitRows, add_rows
 from zhlm.text.normalise import normalise
 from zhlm.tokenizer.encode import TokenizersEncoder
 from zhlm.tokenizer.load import tokenizer_json
-from zhlm.vocab.compare import TEXT_BYTES, Comparison, Texts, compare, first_texts
-from zhlm.vocab.growth import Growth, growth
-from zhlm.vocab.initialise import Speller, deviation_of, mean, mean_noise, random, subword_mean
-from zhlm.vocab.similarity import similarity
 
 INITS: tuple[Init, ...] = get_args(Init)
 

@@ -1,13 +1,18 @@
-"""Tokenizers trained on the spot, one of each family, and texts in both languages, as fixtures."""
+"""Tokenizers trained on the spot, one of each family, texts in both languages as fixtures, and what is learned from these."""
 
 import json
 import random
 import re
 import string
+from collections import Counter
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from zhlm.pieces.base import Base
+from zhlm.pieces.kinds import take_apart
+from zhlm.pieces.learn import Learned, learn
 
 ENGLISH = [
     f"{who} {does} the {size} {what} in the {place}; it's {number} o'clock, and nobody's there."
@@ -139,3 +144,8 @@ SENTENCEPIECE = ["llama", "metaspace", "gemma"]
 def other_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     """Any kind but byte-level BPE."""
     return OTHER_KINDS[request.param]()
+
+
+def learned_on(tokenizer: PreTrainedTokenizerFast, texts: list[str], num: int = 200) -> tuple[Base, Learned]:
+    base = take_apart(tokenizer.backend_tokenizer)
+    return base, learn(Counter(p for text in texts for p in base.pre_tokens(text)), base, num)

@@ -16,10 +16,10 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from zhlm.errors import BaseModelError, ConfigError, VerificationError
+from zhlm.pieces.base import Base
+from zhlm.pieces.wordpiece import WordPiece
 from zhlm.storage import Place, storage_errors
 from zhlm.tokenizer.load import tokenizer_json
-from zhlm.vocab.base import Base
-from zhlm.vocab.wordpiece import WordPiece
 
 CONTEXTS = ("{}", "\u4e2d{}\u6587", "a {} b.", "{}{}")
 """What words are tried in."""
@@ -68,9 +68,9 @@ def _check_fit(tokenizer: PreTrainedTokenizerFast, base: Base, words: Sequence[s
     """Some SentencePiece forms put a space behind an added token."""
     backend = Tokenizer.from_str(tokenizer_json(tokenizer))
     texts = [context.replace("{}", word) for word in words[:100] for context in CONTEXTS]
-    expected = _there_and_back(backend, texts)
+    expected = there_and_back(backend, texts)
     backend.add_tokens(_tokens(words))
-    got = _there_and_back(backend, texts)
+    got = there_and_back(backend, texts)
     changed = next((pair for pair in zip(texts, expected, got, strict=True) if pair[2] not in pair[:2]), None)
     if changed and base.MERGES:
         raise BaseModelError(
@@ -79,7 +79,8 @@ def _check_fit(tokenizer: PreTrainedTokenizerFast, base: Base, words: Sequence[s
         )
 
 
-def _there_and_back(backend: Tokenizer, texts: Sequence[str]) -> list[str]:
+def there_and_back(backend: Tokenizer, texts: Sequence[str]) -> list[str]:
+    """Texts encoded and decoded, no special token added or left out."""
     encoded = backend.encode_batch(list(texts), add_special_tokens=False)
     return [str(text) for text in backend.decode_batch([e.ids for e in encoded], skip_special_tokens=False)]
 
@@ -143,7 +144,7 @@ def check_words(bare: Tokenizer, after: Tokenizer, words: Sequence[str], first_i
     if moved:
         raise VerificationError(f"vocab: the words of the list change the ids of a text without any: {moved[0][:40]!r}")
     marked = [text for text in texts if border.search(text)] if merges else []
-    for text, expected, got in zip(marked, _there_and_back(bare, marked), _there_and_back(after, marked), strict=True):
+    for text, expected, got in zip(marked, there_and_back(bare, marked), there_and_back(after, marked), strict=True):
         if got not in (text, expected):
             raise VerificationError(f"vocab: a text with words of the list does not come back: {text[:40]!r} became {got[:40]!r}")
 

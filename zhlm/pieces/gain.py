@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from zhlm.vocab.learn import Learned
+from zhlm.pieces.learn import Learned
 
 CURVE_POINTS = 40
 

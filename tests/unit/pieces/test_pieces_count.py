@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
-from vocab_tokenizers import chinese, english, gpt2_tokenizer
 
+from trained_tokenizers import chinese, english, gpt2_tokenizer
 from zhlm.config.schema import StreamConfig
 from zhlm.corpus.files import find_files
+from zhlm.pieces import count
+from zhlm.pieces.bytelevel import ByteLevel
+from zhlm.pieces.count import count_file, plan_counts, thin
 from zhlm.tokenizer.load import tokenizer_json
-from zhlm.vocab import count
-from zhlm.vocab.bytelevel import ByteLevel
-from zhlm.vocab.count import count_file, plan_counts, thin
 
 
 def corpus(folder: Path, chinese: list[str], english: list[str]) -> tuple[list[StreamConfig], dict[str, list[count.SourceFile]]]:

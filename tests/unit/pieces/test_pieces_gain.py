@@ -3,12 +3,12 @@ from collections import Counter
 
 import pytest
 from transformers import PreTrainedTokenizerFast
-from vocab_tokenizers import chinese, gpt2_tokenizer, train_sentencepiece, train_wordpiece  # noqa: F401
 
-from zhlm.vocab.extend import extend
-from zhlm.vocab.gain import CURVE_POINTS, curve_facts
-from zhlm.vocab.kinds import take_apart
-from zhlm.vocab.learn import Learned, learn
+from trained_tokenizers import chinese, gpt2_tokenizer, learned_on, train_sentencepiece, train_wordpiece  # noqa: F401
+from zhlm.pieces.extend import extend
+from zhlm.pieces.gain import CURVE_POINTS, curve_facts
+from zhlm.pieces.kinds import take_apart
+from zhlm.pieces.learn import Learned, learn
 
 NONE = Learned([], [], [], 0, 0, 1000)
 
@@ -40,8 +40,7 @@ def test_the_curve_is_what_tokenizers_of_so_many_rows_need(
 
 def test_of_wordpiece_the_curve_falls_to_what_the_rows_save(chinese: list[str]) -> None:
     tokenizer = train_wordpiece(chinese_chars=False)
-    base = take_apart(tokenizer.backend_tokenizer)
-    learned = learn(Counter(p for text in chinese for p in base.pre_tokens(text)), base, 60)
+    _, learned = learned_on(tokenizer, chinese, 60)
     facts = curve_facts(learned, learned, sum(map(len, chinese)), 60)
     values = [value for _, value in facts["curve"]]
     assert values == sorted(values, reverse=True) and facts["stopped_by"] == "limit"

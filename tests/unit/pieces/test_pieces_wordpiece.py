@@ -3,14 +3,14 @@ from collections import Counter
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from vocab_tokenizers import chinese, english, train_wordpiece
 
-from zhlm.vocab.extend import extend, first_new_id
-from zhlm.vocab.kinds import take_apart
-from zhlm.vocab.learn import Learned, learn
-from zhlm.vocab.reach import extend_reachable
+from trained_tokenizers import chinese, english, train_wordpiece
+from zhlm.pieces.extend import extend, first_new_id
+from zhlm.pieces.kinds import take_apart
+from zhlm.pieces.learn import Learned, learn
+from zhlm.pieces.reach import extend_reachable
+from zhlm.pieces.wordpiece import WordPiece
 from zhlm.vocab.verify import verify
-from zhlm.vocab.wordpiece import WordPiece
 
 
 def opened(tokenizer: PreTrainedTokenizerFast) -> WordPiece:

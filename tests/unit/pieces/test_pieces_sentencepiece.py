@@ -6,12 +6,12 @@ from collections import Counter
 import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
-from vocab_tokenizers import SENTENCEPIECE, chinese, english, train_sentencepiece
 
-from zhlm.vocab.extend import extend
-from zhlm.vocab.kinds import take_apart
-from zhlm.vocab.learn import learn
-from zhlm.vocab.sentencepiece import SentencePiece
+from trained_tokenizers import SENTENCEPIECE, chinese, english, train_sentencepiece
+from zhlm.pieces.extend import extend
+from zhlm.pieces.kinds import take_apart
+from zhlm.pieces.learn import learn
+from zhlm.pieces.sentencepiece import SentencePiece
 
 TEXTS = ["中文  and 中 x\n\n  y中1，。 ", "   ", "a", "", "The teacher's 书", "\ttab 中\u2581文"]
 

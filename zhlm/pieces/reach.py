@@ -4,12 +4,12 @@ from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerFast
 
+from zhlm.pieces.base import Base
+from zhlm.pieces.extend import extend, first_new_id
+from zhlm.pieces.learn import Learned
+from zhlm.pieces.words import add_words
 from zhlm.tokenizer.encode import Encoder, TokenizersEncoder
 from zhlm.tokenizer.load import tokenizer_json
-from zhlm.vocab.base import Base
-from zhlm.vocab.extend import extend, first_new_id
-from zhlm.vocab.learn import Learned
-from zhlm.vocab.words import add_words
 
 
 def extend_reachable(

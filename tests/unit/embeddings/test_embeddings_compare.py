@@ -1,6 +1,5 @@
 # ruff: noqa: F401, F811 - fixtures are imported by name
 import copy
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,16 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-from vocab_tokenizers import chinese, english, gpt2_tokenizer
 
+from trained_tokenizers import chinese, english, gpt2_tokenizer, learned_on
 from zhlm.config.schema import StreamConfig, VocabConfig
+from zhlm.embeddings.compare import DOCUMENT_CHARS, Texts, check_causal, compare, first_texts
+from zhlm.embeddings.initialise import mean
+from zhlm.embeddings.new_rows import INITS, Extension, grow, held_out
 from zhlm.errors import ConfigError, CorpusError
 from zhlm.model.inspect import is_tied
 from zhlm.objectives.bits import measure
-from zhlm.vocab.bytelevel import ByteLevel
-from zhlm.vocab.compare import DOCUMENT_CHARS, Texts, check_causal, compare, first_texts
-from zhlm.vocab.extend import extend, first_new_id
-from zhlm.vocab.initialise import mean
-from zhlm.vocab.learn import learn
-from zhlm.vocab.new_rows import INITS, Extension, grow, held_out
+from zhlm.pieces.extend import extend, first_new_id
 
 MODELS = {
     "llama": LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2),
@@ -41,8 +38,7 @@ MODELS = {
 
 @pytest.fixture
 def extension(gpt2_tokenizer: PreTrainedTokenizerFast, chinese: list[str]) -> Extension:
-    base = ByteLevel.of(gpt2_tokenizer.backend_tokenizer)
-    learned = learn(Counter(p for text in chinese for p in base.pre_tokens(text)), base, 60)
+    base, learned = learned_on(gpt2_tokenizer, chinese, 60)
     return Extension(gpt2_tokenizer, extend(gpt2_tokenizer, base, learned), learned.pieces, first_new_id(gpt2_tokenizer), base)
 
 

@@ -1,29 +1,23 @@
 # ruff: noqa: F401, F811 - fixtures are imported by name
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 from transformers import BertConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
-from vocab_tokenizers import OTHER_KINDS, chinese, english, gpt2_tokenizer, other_tokenizer, train_sentencepiece, train_wordpiece
 
-from zhlm.errors import BaseModelError, VerificationError
+from trained_tokenizers import OTHER_KINDS, chinese, english, gpt2_tokenizer, learned_on, other_tokenizer, train_sentencepiece
+from zhlm.errors import BaseModelError
+from zhlm.pieces.base import is_one_script
+from zhlm.pieces.extend import extend, first_new_id
+from zhlm.pieces.kinds import take_apart
+from zhlm.pieces.learn import Learned, learn
+from zhlm.pieces.reach import extend_reachable
+from zhlm.pieces.sentencepiece import byte_piece
 from zhlm.tokenizer.load import load_tokenizer
-from zhlm.vocab.base import Base, is_one_script
-from zhlm.vocab.extend import extend, first_new_id
-from zhlm.vocab.kinds import take_apart
-from zhlm.vocab.learn import Learned, learn
-from zhlm.vocab.reach import extend_reachable
-from zhlm.vocab.sentencepiece import byte_piece
 from zhlm.vocab.verify import verify
 
 PROBES = ["今天早上，老师在公园里看书。", "It's  3 o'clock </s> [MASK] 小王 \n\n 龘𠮷👍🏽", "張先生e\u0301\x00", "", "a" * 300]
-
-
-def learned_on(tokenizer: PreTrainedTokenizerFast, texts: list[str], num: int = 150) -> tuple[Base, Learned]:
-    base = take_apart(tokenizer.backend_tokenizer)
-    return base, learn(Counter(p for text in texts for p in base.pre_tokens(text)), base, num)
 
 
 def test_the_kind_is_found(gpt2_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -59,7 +53,7 @@ def test_other_tokenizers_are_refused(model: models.Model, message: str) -> None
 
 
 def test_old_ids_stay_and_all_pieces_are_reached(other_tokenizer: PreTrainedTokenizerFast, chinese: list[str], english: list[str]) -> None:
-    base, learned = learned_on(other_tokenizer, chinese)
+    base, learned = learned_on(other_tokenizer, chinese, 150)
     extended, kept = extend_reachable(other_tokenizer, base, learned, [*chinese, *english])
     start = first_new_id(other_tokenizer)
     assert kept == learned and len(learned.pieces) > 70
@@ -73,7 +67,7 @@ def test_old_ids_stay_and_all_pieces_are_reached(other_tokenizer: PreTrainedToke
 
 
 def test_a_saved_folder_gives_the_same_ids_everywhere(other_tokenizer: PreTrainedTokenizerFast, chinese: list[str], tmp_path: Path) -> None:
-    extended = extend(other_tokenizer, *learned_on(other_tokenizer, chinese))
+    extended = extend(other_tokenizer, *learned_on(other_tokenizer, chinese, 150))
     extended.save_pretrained(tmp_path)
     LlamaConfig().save_pretrained(tmp_path)
     again, raw = load_tokenizer(str(tmp_path)), Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -103,7 +97,7 @@ def test_what_a_family_fixes_is_kept(kind: str, family: str, config: PretrainedC
 
 
 def test_every_piece_has_a_spelling_in_old_ids(other_tokenizer: PreTrainedTokenizerFast, chinese: list[str]) -> None:
-    base, learned = learned_on(other_tokenizer, chinese)
+    base, learned = learned_on(other_tokenizer, chinese, 150)
     spelled = base.merge(learned.pieces)
     assert len(spelled) == len(learned.pieces)
     assert all(ids and max(ids) < first_new_id(other_tokenizer) for ids in spelled)
@@ -129,30 +123,6 @@ def test_an_added_token_is_not_learned_again() -> None:
     learned = learn({"天天": 9, "天地": 8}, base, 5)
     assert learned.pieces == ["天", "地", "天地"]
     extend(tokenizer, base, learned)
-
-
-def test_a_damaged_extension_is_refused(other_tokenizer: PreTrainedTokenizerFast, chinese: list[str], english: list[str]) -> None:
-    base, learned = learned_on(other_tokenizer, chinese, 20)
-    spec = json.loads(extend(other_tokenizer, base, learned).backend_tokenizer.to_str())
-    if base.MERGES:
-        spec["model"]["merges"] = [merge for merge in spec["model"]["merges"] if "".join(merge) != "\u2581teacher"]
-    else:
-        row = spec["model"]["vocab"].pop("teacher")
-        spec["model"]["vocab"]["teachers"] = row
-    wrong = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)))
-    with pytest.raises(VerificationError, match=r"cuts text in other places|do not spell it"):
-        verify(other_tokenizer, wrong, learned, first_new_id(other_tokenizer), chinese, english)
-
-
-def test_gigatoken_agrees_where_it_knows_the_kind(chinese: list[str], english: list[str]) -> None:
-    tokenizer = train_sentencepiece()
-    base, learned = learned_on(tokenizer, chinese)
-    proof = verify(tokenizer, extend(tokenizer, base, learned), learned, first_new_id(tokenizer), chinese, english)
-    assert proof.engine["engine"] == "gigatoken"
-    tokenizer = train_wordpiece()
-    base, learned = learned_on(tokenizer, chinese)
-    proof = verify(tokenizer, extend(tokenizer, base, learned), learned, first_new_id(tokenizer), chinese, english)
-    assert "gigatoken cannot load" in proof.engine["reason"]
 
 
 @pytest.mark.parametrize(

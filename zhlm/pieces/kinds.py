@@ -5,10 +5,10 @@ import json
 from tokenizers import Tokenizer
 
 from zhlm.errors import BaseModelError
-from zhlm.vocab.base import Base, types_in
-from zhlm.vocab.bytelevel import ByteLevel
-from zhlm.vocab.sentencepiece import SentencePiece
-from zhlm.vocab.wordpiece import WordPiece
+from zhlm.pieces.base import Base, types_in
+from zhlm.pieces.bytelevel import ByteLevel
+from zhlm.pieces.sentencepiece import SentencePiece
+from zhlm.pieces.wordpiece import WordPiece
 
 
 def take_apart(backend: Tokenizer) -> Base:

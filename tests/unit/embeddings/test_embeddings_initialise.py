@@ -1,10 +1,26 @@
+# ruff: noqa: F401, F811 - fixtures are imported by name
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, T5Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
 
-from zhlm.vocab import initialise
-from zhlm.vocab.initialise import Mixture, deviation_of, mean, mean_noise, random, subword_mean
+from trained_tokenizers import chinese, gpt2_tokenizer, learned_on
+from zhlm.embeddings import initialise
+from zhlm.embeddings.initialise import Mixture, deviation_of, mean, mean_noise, random, subword_mean
+from zhlm.model.resize import add_rows
+from zhlm.pieces.bytelevel import is_text, to_bytes
+from zhlm.pieces.extend import extend
 
 
 class Spelled:
@@ -90,3 +106,48 @@ def test_mixtures_hold_no_python_objects() -> None:
     mixture = Mixture.of([([1, 2], [0.5, 0.5])] * 3)
     assert mixture.counts_N.tolist() == [2, 2, 2]
     assert mixture.old_ids_M.dtype == np.int64 and mixture.weights_M.dtype == np.float32
+
+
+def test_subword_mean_is_the_mean_of_the_spelling(gpt2_tokenizer: PreTrainedTokenizerFast, chinese: list[str]) -> None:
+    base, learned = learned_on(gpt2_tokenizer, chinese)
+    old_VD = torch.randn(len(gpt2_tokenizer), 8)
+    rows_ND = subword_mean(learned.pieces, base)(old_VD)
+    for piece, row_D in zip(learned.pieces, rows_ND, strict=True):
+        if is_text(to_bytes(piece)):
+            spelling = gpt2_tokenizer.encode(to_bytes(piece).decode(), add_special_tokens=False)
+        else:
+            spelling = [gpt2_tokenizer.get_vocab()[symbol] for symbol in piece]
+        assert torch.allclose(row_D, old_VD[spelling].mean(0), atol=1e-6)
+    assert torch.equal(mean(3)(old_VD), old_VD.mean(0).expand(3, -1))
+
+
+MODELS = {
+    "llama": LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2),
+    "llama_tied": LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=True),
+    "gpt2": GPT2Config(n_positions=128, n_embd=16, n_layer=1, n_head=2),
+    "bloom": BloomConfig(hidden_size=16, n_layer=1, n_head=2),
+}
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS.keys())
+def test_the_whole_folder_works_in_plain_transformers(
+    config: PretrainedConfig, gpt2_tokenizer: PreTrainedTokenizerFast, chinese: list[str], tmp_path: Path
+) -> None:
+    config.vocab_size = len(gpt2_tokenizer)
+    config.bos_token_id = config.eos_token_id = gpt2_tokenizer.eos_token_id
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    base, learned = learned_on(gpt2_tokenizer, chinese, 50)
+    ids = gpt2_tokenizer("The teacher reads.", return_tensors="pt")
+    with torch.no_grad():
+        before = model(**ids).logits
+    add_rows(model, len(gpt2_tokenizer), 50, subword_mean(learned.pieces, base), pad_to_multiple=64)
+    model.save_pretrained(tmp_path)
+    extend(gpt2_tokenizer, base, learned).save_pretrained(tmp_path)
+
+    again, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert again.config.vocab_size == again.get_input_embeddings().weight.shape[0] >= len(tokenizer)
+    with torch.no_grad():
+        assert torch.equal(again(**tokenizer("The teacher reads.", return_tensors="pt")).logits[..., : len(gpt2_tokenizer)], before)
+        said = again.generate(**tokenizer(chinese[0][:20], return_tensors="pt"), max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert len(tokenizer.decode(said[0])) > len(chinese[0][:20])
