@@ -1,7 +1,8 @@
 """What the vocab stage promises, on real text.
 
 pieces: as good as those of a tokenizer of the language's own, all reachable, the same in all engines. learning: time and memory. speed: the
-longer tokenizer's against the base's. rows: where new rows start, and what that is worth after training.
+longer tokenizer's against the base's. appended: the proof of a vocabulary that was extended the usual way. rows: where new rows start, and
+what that is worth after training.
 
 The last line printed is the result, as JSON. --docs FOLDER writes the curves of `rows` there as a picture.
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, new_rows
+from benchmarks import appended, machine, new_rows
 from benchmarks.corpus import REAL, VOCABULARY, texts_of
 from benchmarks.pack import QUIET
 
@@ -31,7 +32,7 @@ EOS = "<|endoftext|>"
 GOALS = {"tokens_against_scratch": 1.03, "learning_s": 60.0, "peak_gb": 2.0, "speed_share": 0.9}
 ENGINES = ("tokenizers", "gigatoken")
 HAN = re.compile("[\u3400-\u9fff]+")
-PARTS = ("pieces", "learning", "speed", "rows")
+PARTS = ("pieces", "learning", "speed", "appended", "rows")
 
 
 def documents(name: str) -> list[str]:
@@ -228,7 +229,13 @@ def main() -> None:
         return
     if not REAL.is_dir():
         raise SystemExit(f"benchmarks: {REAL} does not exist, expected docs_zh, poems_zh and docs_en as .jsonl there; copy them there")
-    ways = {"pieces": pieces, "learning": learning, "speed": lambda: speed(given.rounds), "rows": lambda: new_rows.run(given.docs)}
+    ways = {
+        "pieces": pieces,
+        "learning": learning,
+        "speed": lambda: speed(given.rounds),
+        "appended": appended.run,
+        "rows": lambda: new_rows.run(given.docs),
+    }
     found: dict[str, Any] = {}
     for name in given.parts.split(","):
         found[name] = ways[name]()
