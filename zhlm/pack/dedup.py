@@ -18,7 +18,7 @@ def hashes_of(texts: Sequence[str]) -> Hashes:
 
     XXH3 and not a cryptographic hash, which takes three times as long: whoever writes a corpus to make texts collide only loses a text.
     """
-    joined = b"".join([xxh128_digest(text.encode()) for text in texts])
+    joined = b"".join(map(xxh128_digest, map(str.encode, texts)))
     return np.frombuffer(joined, "<u8").astype(np.uint64).reshape(-1, 2)
 
 
