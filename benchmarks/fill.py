@@ -14,7 +14,7 @@ GOAL = 0.99
 
 
 def main() -> None:
-    from zhlm.pack.packing import Packer
+    from zhlm.blocks.packing import Packer
     from zhlm.pack.tasks import with_ends
     from zhlm.tokenizer.encode import make_encoder
 

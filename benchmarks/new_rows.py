@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.extension import SHARE, documents, english_base, extended
+
 VOCABULARY = 4000
 ROWS = 2000
 BASE_STEPS = 1500
@@ -29,7 +31,6 @@ Curve = list[tuple[int, float]]
 
 def run(docs: Path | None) -> dict[str, Any]:
     """Bits per byte of unseen Chinese through training, for each initialisation."""
-    from benchmarks.vocab import SHARE, documents, english_base, extended
     from zhlm.embeddings.compare import Texts, compare, first_texts
     from zhlm.pieces.extend import first_new_id
     from zhlm.pieces.kinds import take_apart

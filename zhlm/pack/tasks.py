@@ -15,13 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zhlm.blocks.packing import Kind, Packer
 from zhlm.blocks.store import Part, Shard, ShardWriter, Split, commit_part, find_part, writing
 from zhlm.config.schema import CleanConfig
 from zhlm.corpus.parts import SourcePart
 from zhlm.corpus.read import Batch, read_piece
 from zhlm.errors import CorpusError, VerificationError
 from zhlm.pack.dedup import Hashes
-from zhlm.pack.packing import Kind, Packer
 from zhlm.pack.split import Fate, Fates, fates_inline
 from zhlm.pack.survey import Survey, load_survey, save_survey
 from zhlm.records import id_dtype

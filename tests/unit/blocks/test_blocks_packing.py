@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zhlm.pack.packing import Kind, Packer, alone, best_fit, concat
+from zhlm.blocks.packing import Kind, Packer, alone, best_fit, concat
 from zhlm.records import Blocks
 
 Pack = Callable[[np.ndarray, np.ndarray, int], Blocks]
