@@ -15,6 +15,7 @@ STAGES = ("sample", "vocab", "pack", "train", "export", "evaluate", "serve")
 
 MODULE_LINES = 400
 FUNCTION_LINES = 60
+ROOM_LINES = 1600
 PACKAGE_LINES = 20_000
 
 HAN_ALLOWED = {"zhlm/sample/lexicon.py", "zhlm/sample/grammar.py", "zhlm/tokenizer/encode.py", "zhlm/cli.py"}
@@ -37,9 +38,11 @@ def num_lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
-def test_modules_are_short_and_the_package_is_small() -> None:
+def test_modules_and_rooms_are_short_and_the_package_is_small() -> None:
     assert len(MODULES) > 40, "the package was not found"
     assert {relative(m): n for m in MODULES if (n := num_lines(m)) > MODULE_LINES} == {}
+    rooms = {m.parent for m in MODULES} - {PACKAGE}
+    assert {relative(r): n for r in rooms if (n := sum(map(num_lines, r.glob("*.py")))) > ROOM_LINES} == {}
     assert sum(map(num_lines, MODULES)) <= PACKAGE_LINES
 
 
