@@ -216,8 +216,9 @@ class TrainConfig(Section):
     """optimizer: ZeRO keeps the optimizer state in CPU memory."""
     lora: LoraConfig | None = LoraConfig()
     """None: all parameters are trained."""
-    embeddings: Literal["none", "all"] = "all"
-    """With LoRA: also train the input embeddings and the output head, or neither."""
+    embeddings: Literal["none", "new_rows", "all"] = "all"
+    """With LoRA: also train the input embeddings and the output head, only the rows that `vocab` adds to them (the others stay bit for bit,
+    and cost no optimizer state), or neither."""
     gradient_checkpointing: bool = False
     start: Literal["auto", "with_packing", "after_packing"] = "auto"
     """with_packing: begin on the first packed blocks, while the rest is still packed; needs `steps` and a CPU beside the workers'.
@@ -241,6 +242,8 @@ class TrainConfig(Section):
             raise ValueError(
                 f"micro_batch_blocks {self.micro_batch_blocks} exceeds global_batch_blocks {self.global_batch_blocks}; lower the first"
             )
+        if self.embeddings == "new_rows" and self.lora is None:
+            raise ValueError("embeddings is new_rows but lora is null, so all rows would be trained; add lora, or set embeddings: all")
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("offload: optimizer needs zero_stage 1, 2 or 3, and zero_stage is 0; set zero_stage: 2")
         return self
@@ -336,8 +339,11 @@ class RunConfig(Section):
             raise ValueError("streams: none has role `new`; mark the language to learn with role: new")
         if self.vocab is not None and self.train.lora is not None and self.train.embeddings == "none":
             raise ValueError(
-                "vocab adds rows but train.embeddings is none, so they would never be trained; set train.embeddings: all or vocab: null"
+                "vocab adds rows but train.embeddings is none, so they would never be trained; set train.embeddings: all or new_rows, or "
+                "vocab: null"
             )
+        if self.vocab is None and self.train.embeddings == "new_rows":
+            raise ValueError("train.embeddings is new_rows but vocab is null, so there are none; set train.embeddings: all or none")
         self._check_sample()
         return self
 

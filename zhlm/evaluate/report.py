@@ -88,10 +88,11 @@ def _header(config: RunConfig, results: Results, log: TrainingLog) -> str:
 def _facts(config: RunConfig, log: TrainingLog) -> str:
     mix = sum(s.weight for s in config.streams)
     lora = config.train.lora
+    beside = {"none": "", "new_rows": ", and the new rows", "all": ", and embeddings"}[config.train.embeddings]
     facts = {
         "Base model": config.base.model,
         "Streams": ", ".join(f"{s.name} {s.weight / mix:.0%}" for s in _new_first(config)),
-        "Trained": f"LoRA, rank {lora.r}" + (", and embeddings" if config.train.embeddings == "all" else "") if lora else "all parameters",
+        "Trained": f"LoRA, rank {lora.r}{beside}" if lora else "all parameters",
         "New vocabulary rows": f"at most {config.vocab.add_rows:,}" if config.vocab else "none",
         "Steps": f"{log.steps:,} of {config.train.global_batch_blocks} blocks of {config.pack.block_tokens:,} tokens",
     }

@@ -14,6 +14,7 @@ from zhlm.errors import RunError, VerificationError
 from zhlm.export.card import model_card
 from zhlm.model.load import load_model
 from zhlm.model.lora import make_trainable, trained_parameters
+from zhlm.model.new_rows import as_trainable_tokens, is_split, join_rows, new_rows_of
 from zhlm.records import Progress, Report
 from zhlm.storage import Run
 from zhlm.tokenizer.load import load_tokenizer
@@ -41,11 +42,14 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
         card = model_card(config, checkpoint.state)
         if isinstance(model, PeftModel):
             report(Progress("export", 1, 3, "steps", {"doing": "writing adapter/"}))
-            _write_adapter(model, tokenizer, folder / "adapter", str(where.vocab if config.vocab else config.base.model), card)
+            adapted = as_trainable_tokens(model, _base(config, source)) if is_split(model) else model
+            _write_adapter(adapted, tokenizer, folder / "adapter", str(where.vocab if config.vocab else config.base.model), card)
+            del adapted
             reloaded = PeftModel.from_pretrained(_base(config, source), folder / "adapter")
             facts["adapter_difference"] = _difference(reloaded, probe_BT, expected_BTV, "adapter")
         report(Progress("export", 2, 3, "steps", {"doing": "writing merged/"}))
         merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
+        join_rows(merged)
         _write_merged(merged, tokenizer, folder / "merged", config, card)
         reloaded = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32)
         facts["merged_difference"] = _difference(reloaded, probe_BT, expected_BTV, "merged")
@@ -59,7 +63,7 @@ def _base(config: RunConfig, source: str) -> PreTrainedModel:
 
 
 def _trained_model(config: RunConfig, source: str, checkpoint: Checkpoint) -> PreTrainedModel | PeftModel:
-    model = make_trainable(_base(config, source), config.train, config.seed)
+    model = make_trainable(_base(config, source), config.train, config.seed, new_rows_of(config, Run.of(config)))
     values = checkpoint.trainable()
     parameters = trained_parameters(model)
     odd = sorted(set(values) ^ set(parameters))

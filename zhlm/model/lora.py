@@ -1,4 +1,4 @@
-"""Which parameters are trained: LoRA on linear layers, embeddings and head as a whole, or everything."""
+"""Which parameters are trained: LoRA on linear layers, embeddings and head as a whole or their new rows, or everything."""
 
 from typing import Any
 
@@ -10,19 +10,24 @@ from transformers import PreTrainedModel
 from zhlm.config.schema import TrainConfig
 from zhlm.errors import ConfigError
 from zhlm.model.inspect import embedding_names, is_tied, linear_targets
+from zhlm.model.new_rows import split_rows
 
 
-def make_trainable(model: PreTrainedModel, train: TrainConfig, seed: int) -> PreTrainedModel | PeftModel:
-    """Mark what `train` asks for as trainable, adding LoRA layers where it does; the seed fixes their start.
+def make_trainable(model: PreTrainedModel, train: TrainConfig, seed: int, new_rows: range | None = None) -> PreTrainedModel | PeftModel:
+    """Mark what `train` asks for as trainable, adding LoRA layers where it does; the seed fixes their start. `new_rows`: see `new_rows_of`.
 
-    Raises: ConfigError when a named target matches no layer.
+    Raises: ConfigError when a named target matches no layer, or the model's new rows cannot be trained alone.
     """
     if train.lora is None:
         return model.requires_grad_(True)
     targets = linear_targets(model) if train.lora.targets == "auto" else train.lora.targets
     _check_targets(model, targets)
     torch.manual_seed(seed)
-    return get_peft_model(model, _peft_config(model, train, targets))
+    adapted = get_peft_model(model, _peft_config(model, train, targets))
+    if train.embeddings == "new_rows":
+        assert new_rows, "which rows are new is known before training"
+        split_rows(model, new_rows)
+    return adapted
 
 
 def _peft_config(model: PreTrainedModel, train: TrainConfig, targets: list[str]) -> PeftLoraConfig:

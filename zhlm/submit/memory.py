@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from zhlm.config.schema import RunConfig
 from zhlm.model.shape import ModelShape, lora_parameters, parameters
+from zhlm.submit.sources import added_rows
 
 ADAM_BYTES = 8
 """Two fp32 moments for each trained parameter."""
@@ -44,8 +45,9 @@ def count_parameters(config: RunConfig, shape: ModelShape) -> Counts:
     lora = config.train.lora
     if lora is None:
         return Counts(total, 0)
-    # PEFT trains a copy of embeddings and head, and keeps the originals.
-    copied = parts["embeddings"] + parts["head"] if config.train.embeddings == "all" else 0
+    # Embeddings and head, or their new rows, are trained as a copy beside the originals.
+    rows = {"none": 0, "new_rows": added_rows(config), "all": shape.vocabulary}[config.train.embeddings]
+    copied = rows * shape.width * (1 if shape.tied else 2)
     return Counts(lora_parameters(shape, lora.r, lora.targets) + copied, total)
 
 

@@ -114,8 +114,18 @@ def trained_shape(config: RunConfig) -> tuple[ModelShape, bool]:
     if finished_facts(config, "vocab") is not None:
         return shape_of(read_object(Run.of(config).vocab.path / "config.json")), True
     shape, multiple = shape_of(base_config(config)), config.vocab.pad_to_multiple
-    rows = shape.vocabulary + config.vocab.add_rows + _listed_words(config.vocab.word_list)
-    return replace(shape, vocabulary=-(-rows // multiple) * multiple), False
+    return replace(shape, vocabulary=-(-(shape.vocabulary + added_rows(config)) // multiple) * multiple), False
+
+
+def added_rows(config: RunConfig) -> int:
+    """Rows for new pieces and words: counted where the vocab stage is done, else what the config asks for at most.
+
+    Raises: ConfigError for a word list that cannot be read.
+    """
+    if config.vocab is None:
+        return 0
+    facts = finished_facts(config, "vocab")
+    return int(facts["added"]) if facts is not None else config.vocab.add_rows + _listed_words(config.vocab.word_list)
 
 
 def _listed_words(path: str | None) -> int:

@@ -20,6 +20,7 @@ from zhlm.config.schema import RunConfig
 from zhlm.errors import CheckpointError, DeadlineError, StorageError, TrainError, UserError
 from zhlm.model.load import load_model
 from zhlm.model.lora import make_trainable
+from zhlm.model.new_rows import new_rows_of
 from zhlm.objectives.causal import make_batch, sum_nats
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
@@ -135,7 +136,7 @@ def _build(settings: Settings, found: Checkpoint | None, waits: _Waits) -> Worke
     # Found on each machine by itself: a folder fetched from an object store is on one disk only.
     model = load_model(run.base_model(config), revision=None if config.vocab else config.base.revision, dtype=dtype)
     check_isolation(model)
-    model = make_trainable(model, train, config.seed)
+    model = make_trainable(model, train, config.seed, new_rows_of(config, run))
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()

@@ -100,8 +100,11 @@ def test_a_wrong_value_is_named_with_its_path_and_the_remedy(file: Path, overrid
 
 def test_new_rows_that_nothing_would_train_are_refused(file: Path) -> None:
     said = message(file, "vocab={}", "train.embeddings=none")
-    assert "vocab adds rows but train.embeddings is none" in said and "set train.embeddings: all or vocab: null" in said
+    assert "vocab adds rows but train.embeddings is none" in said and "set train.embeddings: all or new_rows, or vocab: null" in said
     assert load_config(file, ["vocab={}", "train.embeddings=none", "train.lora=null"]).vocab is not None
+    assert load_config(file, ["vocab={}", "train.embeddings=new_rows"]).train.embeddings == "new_rows"
+    assert "new_rows but vocab is null, so there are none" in message(file, "train.embeddings=new_rows")
+    assert "new_rows but lora is null, so all rows would be" in message(file, "vocab={}", "train.embeddings=new_rows", "train.lora=null")
 
 
 @pytest.mark.parametrize(

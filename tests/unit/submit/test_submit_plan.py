@@ -131,21 +131,28 @@ def test_trainable_and_frozen(tmp_path: Path) -> None:
     lora = 4 * 8 * (4 * (64 + 64) + 3 * (64 + 128))
     frozen = count_parameters(config(tmp_path, train={"lora": {"r": 8}, "embeddings": "none"}), shape)
     assert (frozen.trainable, frozen.frozen) == (lora, total)  # as peft counts: the originals stay
+    new = {"train": {"lora": {"r": 8}, "embeddings": "new_rows"}, "vocab": {"add_rows": 100}}
+    assert count_parameters(config(tmp_path, **new), shape).trainable == lora + 100 * 2 * 64
+    write_manifest(config(tmp_path, **new), "vocab", "vocab", {"added": 88})
+    assert count_parameters(config(tmp_path, **new), shape).trainable == lora + 88 * 2 * 64
     rows = count_parameters(config(tmp_path, train={"lora": {"r": 8}}), shape)
     assert rows.trainable == lora + parts["embeddings"] + parts["head"]
     assert rows.checkpoint_bytes == 12 * rows.trainable
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("train", [{"lora": None}, {"embeddings": "none"}, {"embeddings": "all", "lora": {"r": 4, "targets": ["q_proj"]}}])
+@pytest.mark.parametrize(
+    "train",
+    [{"lora": None}, {"embeddings": "none"}, {"embeddings": "all", "lora": {"r": 4, "targets": ["q_proj"]}}, {"embeddings": "new_rows"}],
+)
 def test_counts_are_those_of_training(tmp_path: Path, tied: bool, train: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from zhlm.model import lora
 
     sizes = LLAMA | {"tie_word_embeddings": tied}
-    run = config(tmp_path, train=train)
-    model = lora.make_trainable(AutoModelForCausalLM.from_config(LlamaConfig(**sizes)), run.train, 1)
+    run = config(tmp_path, train=train, vocab={"add_rows": 30} if train.get("embeddings") == "new_rows" else None)
+    model = lora.make_trainable(AutoModelForCausalLM.from_config(LlamaConfig(**sizes)), run.train, 1, range(970, 1000))
     counted = count_parameters(run, shape_of(sizes))
     assert lora.count_parameters(model) == {"trained": counted.trainable, "frozen": counted.frozen}
 
