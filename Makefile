@@ -23,7 +23,7 @@ serve: $(INSTALLED)  ## Host the model that `make run` taught
 	$(BIN)/zhlm serve runs/sample
 
 bench: $(INSTALLED)  ## Measure packing, reading, memory and vocabularies; docs/benchmarks.md says what the numbers mean
-	for name in pack read fill memory vocab; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in pack read fill memory vocab trained_rows; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:  ## Remove what `make run` and the checks wrote; the installed packages stay
 	rm -rf runs build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
