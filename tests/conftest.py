@@ -14,6 +14,8 @@ from hypothesis import settings
 
 # Before anything starts Ray or loads a tokenizer: no usage ping, no thread warnings, no look at a hub.
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+# As the train stage sets it; some tests start trainers of their own.
+os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
 # The same examples in every run, and no deadline on a machine that others use too.
 settings.register_profile("zhlm", derandomize=True, deadline=None, database=None)
@@ -98,12 +100,15 @@ def run_data(folder: Path, **train: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """One local Ray for all tests of a session."""
+def ray_local(s3_server: str) -> Iterator[dict[str, str]]:
+    """One local Ray for all tests of a session, whose workers find the S3. What a command needs in its environment to join it."""
     import ray
 
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_account(s3_server).items():
+            patch.setenv(name, value)
+        context = ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    yield {"RAY_ADDRESS": context.address_info["gcs_address"], "RAY_AUTH_MODE": "token"}
     ray.shutdown()
 
 
@@ -115,6 +120,12 @@ def one_process() -> Iterator[None]:
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
+
+
+def s3_account(address: str) -> dict[str, str]:
+    """What a process needs in its environment to use the S3 at this address."""
+    account = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    return account | {"AWS_ENDPOINT_URL": address, "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 @pytest.fixture(scope="session")

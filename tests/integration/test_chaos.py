@@ -18,7 +18,6 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,9 +31,11 @@ import yaml
 from transformers import AutoTokenizer
 
 from conftest import run_data, save_tiny_llama
+from zhlm import pipeline
 from zhlm.blocks.order import WINDOW_SHARDS
 from zhlm.blocks.store import LEDGER, PLAN, SPLITS, Ledger, open_shard, read_plan
 from zhlm.cli import main
+from zhlm.config.stages import Stage
 from zhlm.storage import Place, Run
 
 KILLS = int(os.environ.get("ZHLM_KILLS", "2"))
@@ -59,13 +60,11 @@ def wait_for(what: str, get: Callable[[], T], limit_s: float) -> T:
 
 
 class Job:
-    """A stage in a process of its own, with the local Ray that it starts."""
+    """A stage in a process of its own, on a Ray that outlives it, as a cluster does."""
 
-    def __init__(self, stage: str, config: Path, *overrides: str) -> None:
-        sets = [part for o in overrides for part in ("--set", o)]
-        command = [sys.executable, "-m", f"ray_jobs.{stage}", "--config", str(config), *sets]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        self._family = {psutil.Process(self._process.pid)}
+    def __init__(self, stage: str, arguments: list[str], ray: dict[str, str]) -> None:
+        command = [sys.executable, "-m", f"ray_jobs.{stage}", *arguments]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | ray)
 
     def runs(self) -> bool:
         """Always: a job that ended is an error."""
@@ -78,45 +77,21 @@ class Job:
         return output
 
     def kill(self) -> None:
-        """The driver alone. Its Ray notices by itself, and until it has, its workers still write."""
-        assert self.runs() and self._living()
+        """The driver alone. Ray notices by itself, and until it has, the workers still write."""
+        assert self.runs()
         os.kill(self._process.pid, signal.SIGKILL)
         self._process.communicate(timeout=60)
-        wait_for("the killed driver's Ray to end", lambda: all(_is_agent(p) for p in self._living()), 60)
-        for agent in self._living():  # by themselves they would stay for more than a minute
-            with suppress(psutil.NoSuchProcess):
-                agent.kill()
+        wait_for("the killed driver's workers to end", lambda: not workers("on_row") + workers("RayTrainWorker"), 60)
 
     def kill_a_worker(self, chance: random.Random) -> None:
-        def workers() -> list[psutil.Process]:
-            assert self.runs()
-            return [p for p in self._living() if "RayTrainWorker" in " ".join(_cmdline(p))]
-
-        found = wait_for("a training worker to kill", workers, 60)
-        os.kill(chance.choice(sorted(found, key=lambda p: p.pid)).pid, signal.SIGKILL)
-
-    def _living(self) -> list[psutil.Process]:
-        """The job's processes: children of the dead are remembered from before."""
-        for process in [*self._family]:
-            try:
-                self._family |= {*process.children(recursive=True)}
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    self._family.discard(process)
-            except psutil.NoSuchProcess:
-                self._family.discard(process)
-        return [*self._family]
+        found = wait_for("a training worker to kill", lambda: self.runs() and workers("RayTrainWorker"), 60)
+        os.kill(chance.choice(sorted(found)), signal.SIGKILL)
 
 
-def _cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _is_agent(process: psutil.Process) -> bool:
-    """Ray's own helpers of a node, which write nothing of ours."""
-    return any(name in " ".join(_cmdline(process)) for name in ("DashboardAgent", "RuntimeEnvAgent"))
+def workers(name: str) -> list[int]:
+    """The processes of this Ray that do this work now."""
+    own = {p.pid for p in psutil.Process().children(recursive=True)}
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if p.pid in own and name in " ".join(p.info["cmdline"] or [])]
 
 
 # ---- corpus and config
@@ -126,12 +101,14 @@ def _is_agent(process: psutil.Process) -> bool:
 class Corpus:
     config: Path
     base: Path
+    ray: dict[str, str]
+    """The environment that leads to the Ray of all jobs."""
     left: dict[str, list[str]]
     """What cleaning and deduplication leave of each stream."""
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+def corpus(tmp_path_factory: pytest.TempPathFactory, ray_local: dict[str, str]) -> Corpus:
     """Two streams in four formats with copies and rubbish, cut into more than 30 parts."""
     folder = tmp_path_factory.mktemp("chaos")
     phrases = ["今天天气很好，我们去公园散步。", "臺灣的繁體字：龍、龜、鬱。", "生僻字𠮷𪚥𬺰在基本平面之外。", "他在家看书。"]
@@ -155,7 +132,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     data["pack"] |= {"block_tokens": 128, "packing": "concat", "shard_bytes": 1500, "validation_share": 0.1}
     data["resources"] |= {"cpus_per_worker": 0.5, "max_failures": KILLS + 2}
     (folder / "config.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
-    return Corpus(folder / "config.yaml", folder / "base", {"zh": zh, "en": [*en, *held]})
+    return Corpus(folder / "config.yaml", folder / "base", ray_local, {"zh": zh, "en": [*en, *held]})
 
 
 class Root:
@@ -166,7 +143,15 @@ class Root:
         self.run = Run(Place(self.folder / run))
 
     def start(self, stage: str, *overrides: str) -> Job:
-        return Job(stage, self.corpus.config, f"storage.root={self.folder}", f"name={self.run.folder.name}", *overrides)
+        return Job(stage, self._arguments(*overrides), self.corpus.ray)
+
+    def finish(self, stage: Stage, *overrides: str) -> None:
+        """The same in this process, which has imported everything: nobody will kill it."""
+        assert pipeline.main((stage,), self._arguments(*overrides)) == 0
+
+    def _arguments(self, *overrides: str) -> list[str]:
+        sets = (f"storage.root={self.folder}", f"name={self.run.folder.name}", *overrides)
+        return ["--config", str(self.corpus.config), *(part for o in sets for part in ("--set", o))]
 
     def store(self) -> dict[str, Path]:
         """The files that count: names that begin with a dot are those of a writer at work, or of a dead one."""
@@ -215,7 +200,7 @@ class Root:
 def calm(corpus: Corpus) -> Root:
     """A run that nothing happens to."""
     root = Root(corpus, "calm")
-    root.start("pack").finish()
+    root.finish("pack")
     return root
 
 
@@ -238,7 +223,7 @@ def kill_packers(root: Root, calm: Root) -> int:
         if size:  # as if it had been killed while it wrote a line
             os.truncate(ledger, max(0, size - chance.randint(1, 200)))
             torn += 1
-    root.start("pack").finish()
+    root.finish("pack")
     assert before.items() <= root.finished().items()
     return torn
 
@@ -280,14 +265,14 @@ def test_two_packers_at_once_do_not_harm_each_other(corpus: Corpus, calm: Root, 
 
 def train_with_kills(root: Root, steps: int) -> None:
     """Kill the driver, and every second time only one of its workers, KILLS times, at ever later steps; then let it finish."""
-    chance, workers = random.Random(2), itertools.cycle(WORKERS)
+    chance, counts = random.Random(2), itertools.cycle(WORKERS)
     job: Job | None = None
 
-    def start() -> Job:
-        return root.start("train", f"train.steps={steps}", f"resources.workers={next(workers)}")
+    def settings() -> tuple[str, str]:
+        return f"train.steps={steps}", f"resources.workers={next(counts)}"
 
     for kill in range(KILLS):
-        job = job or start()
+        job = job or root.start("train", *settings())
         target = 1 + int((kill + chance.random()) / KILLS * 0.85 * steps)
         told = root.run.metrics.path.stat().st_mtime_ns if root.run.metrics.exists() else 0
 
@@ -301,7 +286,10 @@ def train_with_kills(root: Root, steps: int) -> None:
         else:
             job.kill()
             job = None
-    (job or start()).finish()
+    if job:
+        job.finish()
+    else:
+        root.finish("train", *settings())
 
 
 def traced(root: Root) -> tuple[dict[int, list[list[Any]]], int]:
@@ -335,7 +323,7 @@ def checksums(root: Root) -> dict[str, dict[tuple[str, int], int]]:
 def test_killed_trainers_consume_every_block_once_and_in_order(calm: Root, hit: Root) -> None:
     stored = checksums(calm)
     steps = max(-(-2 * len(stored[name]) // int(BATCH * share)) for name, share in (("zh", 0.75), ("en", 0.25)))
-    calm.start("train", f"train.steps={steps}").finish()
+    calm.finish("train", f"train.steps={steps}")
     train_with_kills(hit, steps)
 
     truth, in_vain = traced(calm)

@@ -2,11 +2,8 @@
 
 import gzip
 import json
-import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -20,13 +17,14 @@ import pytest
 import ray
 from transformers import AutoTokenizer
 
-from conftest import run_data, save_tiny_llama
+from conftest import run_data, s3_account, save_tiny_llama
 from zhlm.blocks.read import training_reader
 from zhlm.blocks.store import Ledger, Part, Split, open_shard, read_heartbeat, read_plan
 from zhlm.config.schema import RunConfig
 from zhlm.errors import ClusterError, CorpusError
 from zhlm.pack.job import run
 from zhlm.pack.tasks import PackTask, Settings
+from zhlm.pipeline import main
 from zhlm.records import Progress
 from zhlm.storage import Run
 
@@ -302,43 +300,34 @@ def test_a_stream_without_usable_documents_says_why(
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_corpus_and_store_may_be_on_s3(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packer is a process of its own, as on a cluster; an interrupted ledger is taken up by a second one."""
+def test_corpus_and_store_may_be_on_s3(
+    sources: Path, tmp_path: Path, s3_server: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An interrupted ledger is taken up by a second packer."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        account = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-        for name, value in (account | {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_EC2_METADATA_DISABLED": "true"}).items():
-            monkeypatch.setenv(name, value)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="corpus")
-        for path in (sources / "zh").iterdir():
-            client.upload_file(str(path), "corpus", f"zh/{path.name}")
-        data = json.loads(config_for(sources, shard_bytes=1500).model_dump_json())
-        data["storage"]["root"] = "s3://corpus/runs"
-        data["streams"][0]["paths"] = ["s3://corpus/zh"]
-        config = RunConfig.model_validate_json(json.dumps(data))
-        (tmp_path / "s3.yaml").write_text(json.dumps(data), encoding="utf-8")
-        command = [sys.executable, "-m", "ray_jobs.pack", "--config", str(tmp_path / "s3.yaml")]
+    for name, value in s3_account(s3_server).items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="corpus")
+    for path in (sources / "zh").iterdir():
+        client.upload_file(str(path), "corpus", f"zh/{path.name}")
+    data = json.loads(config_for(sources, shard_bytes=1500).model_dump_json())
+    data["storage"]["root"] = "s3://corpus/runs"
+    data["streams"][0]["paths"] = ["s3://corpus/zh"]
+    config = RunConfig.model_validate_json(json.dumps(data))
+    (tmp_path / "s3.yaml").write_text(json.dumps(data), encoding="utf-8")
 
-        def packed() -> str:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=os.environ | {"RAY_ADDRESS": "local"})
-            assert done.returncode == 0, done.stdout + done.stderr
-            return done.stdout
+    def packed() -> str:
+        assert main(("pack",), ["--config", str(tmp_path / "s3.yaml")]) == 0
+        return capfd.readouterr().out
 
-        packed()
-        on_disk = config_for(sources, root="beside_s3", shard_bytes=1500)
-        run(on_disk, lambda _: None)
-        assert contents(config) == contents(on_disk)
-        assert pieces(config, "zh", "train") == pieces(on_disk, "zh", "train")
-        blocks = Run.of(config).blocks
-        (blocks / "manifest.json").delete()
-        (blocks / "ledger.jsonl").write_text("torn")
-        assert "shards reused" in packed() and contents(config) == contents(on_disk)
-    finally:
-        server.stop()
+    assert "shards reused" not in packed()
+    on_disk = config_for(sources, root="beside_s3", shard_bytes=1500)
+    run(on_disk, lambda _: None)
+    assert contents(config) == contents(on_disk)
+    assert pieces(config, "zh", "train") == pieces(on_disk, "zh", "train")
+    blocks = Run.of(config).blocks
+    (blocks / "manifest.json").delete()
+    (blocks / "ledger.jsonl").write_text("torn")
+    assert "shards reused" in packed() and contents(config) == contents(on_disk)

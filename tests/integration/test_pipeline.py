@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,10 +46,10 @@ pytestmark = pytest.mark.timeout(400)
 
 
 class MiniRun:
-    """A run folder and the command that fills it, in processes of their own."""
+    """A run folder and the command that fills it, in processes of their own. Without `ray`, they start a Ray of their own too."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "runs" / "mini"
+    def __init__(self, folder: Path, ray: dict[str, str]) -> None:
+        self.folder, self.ray = folder / "runs" / "mini", ray
         self._config = folder / "mini.yaml"
         self._config.write_text(yaml.safe_dump(SETTINGS | {"storage": {"root": str(folder / "runs")}}), encoding="utf-8")
 
@@ -56,14 +57,18 @@ class MiniRun:
         sets = [part for o in overrides for part in ("--set", o)]
         return [sys.executable, "-m", "ray_jobs.pipeline", "--config", str(self._config), *sets]
 
-    def run(self, *overrides: str, timeout_s: float = 300) -> str:
-        done = subprocess.run(self.command(*overrides), capture_output=True, text=True, timeout=timeout_s)
+    def run(self, *overrides: str, ray: dict[str, str] | None = None) -> str:
+        environment = os.environ | (self.ray if ray is None else ray)
+        done = subprocess.run(self.command(*overrides), capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr + self.log_tail()
         assert done.stderr == ""
         return done.stdout
 
-    def start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def up_to_training(self, folder: Path) -> "MiniRun":
+        """The same run at another place, before it was trained."""
+        later = shutil.ignore_patterns("checkpoints", "metrics.jsonl", "trace", "ray", "export", "evaluate", "logs")
+        shutil.copytree(self.folder.parent, folder / "runs", ignore=later)
+        return MiniRun(folder, self.ray)
 
     def log_tail(self) -> str:
         log = self.folder / "logs" / "run.log"
@@ -76,10 +81,10 @@ class MiniRun:
 
 
 @pytest.fixture(scope="module")
-def mini(tmp_path_factory: pytest.TempPathFactory) -> MiniRun:
-    """One finished run; `output` is what its terminal showed."""
-    run = MiniRun(tmp_path_factory.mktemp("pipeline"))
-    run.output = run.run()  # type: ignore[attr-defined]
+def mini(tmp_path_factory: pytest.TempPathFactory, ray_local: dict[str, str]) -> MiniRun:
+    """One finished run, on a Ray of its own; `output` is what its terminal showed."""
+    run = MiniRun(tmp_path_factory.mktemp("pipeline"), ray_local)
+    run.output = run.run(ray={})  # type: ignore[attr-defined]
     return run
 
 
@@ -140,20 +145,21 @@ def test_generate_shows_base_and_adapted(mini: MiniRun) -> None:
 
 
 def test_a_killed_driver_goes_on_from_its_checkpoint(mini: MiniRun, tmp_path: Path) -> None:
-    run = MiniRun(tmp_path)
-    process = run.start()
+    run = mini.up_to_training(tmp_path)
+    process = subprocess.Popen(run.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
     while not list((run.folder / "checkpoints").glob("step_*")):
         assert process.poll() is None and time.monotonic() < deadline, f"no checkpoint: {run.log_tail()}"
-        time.sleep(0.05)
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait(timeout=30)
-    _wait_for_ray_to_end(process.pid)
+    _wait_for_workers_to_end(family)
     # The workers outlive their driver by some seconds, so they may take some more steps.
     assert not (run.folder / "checkpoints" / "step_00000020").exists(), "something is left to do"
     output = run.run()
     assert output.count("finished earlier") == 3, "sample, vocab and pack are not done again"
-    assert "train     goes on where it stopped" in output
+    assert "train     goes on where it stopped" in output and "evaluate  done in" in output
     assert set(run.losses()) == set(mini.losses())
     assert run.losses() == mini.losses(), "the same losses as the run that nobody killed"
 
@@ -179,10 +185,10 @@ class Overlapping:
         data["resources"] |= {"cpus_per_worker": 0.5}
         (folder / "config.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
 
-    def start(self, *overrides: str) -> subprocess.Popen[str]:
+    def start(self, ray: dict[str, str], *overrides: str) -> subprocess.Popen[str]:
         sets = [part for o in overrides for part in ("--set", o)]
         command = [sys.executable, "-c", PACK_AND_TRAIN, "--config", str(self.folder / "config.yaml"), *sets]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | ray)
 
     def rows(self, name: str = "tiny") -> list[dict[str, Any]]:
         path = self.folder / "runs" / name / "metrics.jsonl"
@@ -190,16 +196,17 @@ class Overlapping:
         return [r for r in rows if "loss_nats" in r]
 
     def interrupt_after(self, steps: int, timeout_s: float = 200) -> None:
-        """Start, press Ctrl-C when so many steps are done, and wait until nothing of it is left."""
-        process = self.start()
+        """Start on a Ray of its own, press Ctrl-C when so many steps are done, and wait until nothing of it is left."""
+        process = self.start({})
         deadline = time.monotonic() + timeout_s
         while len(self.rows()) < steps:
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
             time.sleep(0.05)
+        family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 130 and "interrupted; the same command goes on from here" in output, output
-        _wait_for_ray_to_end(process.pid)
+        _wait_for_workers_to_end(family)
 
 
 def test_the_first_step_comes_before_a_fifth_is_packed(tmp_path: Path) -> None:
@@ -209,30 +216,30 @@ def test_the_first_step_comes_before_a_fifth_is_packed(tmp_path: Path) -> None:
     assert both.rows()[0]["packed_share"] < 0.2
 
 
-def test_packing_and_training_stop_and_go_on_together(tmp_path: Path) -> None:
+def test_packing_and_training_stop_and_go_on_together(tmp_path: Path, ray_local: dict[str, str]) -> None:
     both = Overlapping(tmp_path, lines=6_000)
     both.interrupt_after(6)
-    output, _ = both.start().communicate(timeout=200)
+    output, _ = both.start(ray_local).communicate(timeout=200)
     assert "train     goes on where it stopped" in output and "train     done in" in output, output
-    later, _ = both.start("name=later", "train.start=after_packing").communicate(timeout=200)
+    later, _ = both.start(ray_local, "name=later", "train.start=after_packing").communicate(timeout=200)
     assert later.index("pack      done in") < later.index("train     starts"), later
     assert [r["step"] for r in both.rows()] == list(range(1, 21))
     assert [r["loss_nats"] for r in both.rows()] == [r["loss_nats"] for r in both.rows("later")]
 
 
-def test_a_broken_file_ends_the_training_beside_it(tmp_path: Path) -> None:
+def test_a_broken_file_ends_the_training_beside_it(tmp_path: Path, ray_local: dict[str, str]) -> None:
     both = Overlapping(tmp_path, lines=8000)
     with open(tmp_path / "zh.txt", "ab") as file:
         file.write(b"\xff\xfe broken\n")
-    output, _ = both.start("train.steps=100000").communicate(timeout=150)
+    output, _ = both.start(ray_local, "train.steps=100000").communicate(timeout=150)
     last = output.splitlines()[-1]
     assert last.startswith("zhlm: corpus: ") and "zh.txt" in last, output
     assert not (tmp_path / "runs" / "tiny" / "blocks" / "manifest.json").exists()
 
 
-def _wait_for_ray_to_end(driver: int) -> None:
-    """The killed driver's local Ray notices by itself; until then its workers would still write."""
-    deadline = time.monotonic() + 60
-    while any("RayTrainWorker" in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])):
-        assert time.monotonic() < deadline, f"workers of driver {driver} outlive it"
+def _wait_for_workers_to_end(family: list[psutil.Process]) -> None:
+    """A driver's own Ray notices by itself that it is gone; until then its workers would still write."""
+    own, deadline = {p.pid for p in family}, time.monotonic() + 60
+    while any(p.pid in own and "RayTrainWorker" in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])):
+        assert time.monotonic() < deadline, "workers outlive their driver"
         time.sleep(0.2)

@@ -1,6 +1,7 @@
 """`zhlm vocab` on a local Ray: a base and a corpus in, a folder out that plain transformers reads, and nothing where it must not be."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def test_the_folder_is_that_of_the_stage(case: Path, capfd: pytest.CaptureFixtur
     assert main(["vocab", "base", "--corpus", "zh.txt", "--old", "en.txt", "--out", "out", *settings]) == 0
     out, err = capfd.readouterr()
     assert "zhlm:" not in err and "40 of 40 reachable" in out and "bits per byte at step 0" in out and "step time" in out
+    assert re.search(r"\n {22}on [0-9,]+ texts, [0-9,]+ characters\n", out)
     config = config_at(case, add_rows=40, pad_to_multiple=8, compare_init=True)
     job.run(config, lambda progress: None)
     stage = Run.of(config).vocab.path

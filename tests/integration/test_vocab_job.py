@@ -13,9 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 
 from conftest import run_data
 from zhlm.config.schema import RunConfig
-from zhlm.errors import AdviceError, BaseModelError, ConfigError, CorpusError, find_user_error
+from zhlm.errors import AdviceError, BaseModelError, ConfigError, CorpusError, VerificationError, find_user_error
+from zhlm.pieces import count
 from zhlm.records import Progress
 from zhlm.storage import Run
+from zhlm.tokenizer.encode import HARD_TEXTS
+from zhlm.tokenizer.load import load_tokenizer
 from zhlm.vocab import job
 
 ENGLISH = [
@@ -87,7 +90,7 @@ def test_the_written_folder(base: PretrainedConfig, tmp_path: Path) -> None:
     assert "advice" not in facts
     proof = json.loads((folder / "verify.json").read_text(encoding="utf-8"))
     assert proof["unreachable"] == [] and proof["old_texts_same"] == len(ENGLISH)
-    assert {p.unit for p in seen} == {"files", "rows"}
+    assert {p.unit for p in seen} == {"files", "rows", "files proved"}
     json.dumps(facts)
 
 
@@ -139,6 +142,43 @@ def test_a_tokenizer_longer_than_the_embedding(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(LLAMA).save_pretrained(tmp_path / "base")
     with pytest.raises(BaseModelError, match=r"entries but the embedding only 100 rows"):
         job.run(config_at(tmp_path), lambda progress: None)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_all_that_was_learned_from_is_proved_and_as_much_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_base(tmp_path / "base", LLAMA)
+    config = config_at(tmp_path)
+    monkeypatch.setattr(count, "SAMPLE_CHARS", 10)
+    monkeypatch.setattr(count, "PIECE_BYTES", 2000)
+    facts = job.run(config, lambda progress: None)
+    texts = [*HARD_TEXTS, *CHINESE, *ENGLISH]
+    assert facts["proved"] == {"texts": len(texts), "characters": sum(map(len, texts)), "engine": "gigatoken"}
+    assert 0 < facts["on_corpus"] <= facts["added"]
+    monkeypatch.setattr(count, "LEARN_CHARS", 500)
+    facts = job.run(config_with(config, add_rows=10), lambda progress: None)
+    read = facts["proved"]["characters"] - sum(map(len, HARD_TEXTS))
+    assert facts["learned_from"]["characters"] >= 500 and 1000 <= read < 2000
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_text_far_behind_the_sample_can_refuse_the_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge of the base is lost between memory and disk; of the words that it makes, the sample has none."""
+
+    def damaged(folder: str) -> PreTrainedTokenizerFast:
+        tokenizer = load_tokenizer(folder)
+        if Path(folder) == tmp_path / "base":
+            return tokenizer
+        spec = json.loads(tokenizer.backend_tokenizer.to_str())
+        spec["model"]["merges"] = [merge for merge in spec["model"]["merges"] if "doc" not in "".join(merge)]
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)))
+
+    save_base(tmp_path / "base", LLAMA)
+    config = config_at(tmp_path)
+    monkeypatch.setattr(count, "SAMPLE_CHARS", 10)
+    monkeypatch.setattr(job, "load_tokenizer", damaged)
+    with pytest.raises(VerificationError, match=r"^vocab: the extended tokenizer cuts text in other places .*: 'The doctor reads 2 books"):
+        job.run(config, lambda progress: None)
+    assert not Run.of(config).folder.path.exists() or not list(Run.of(config).folder.path.iterdir())
 
 
 @pytest.mark.usefixtures("ray_local")

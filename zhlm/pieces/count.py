@@ -17,8 +17,9 @@ from zhlm.pieces.kinds import take_apart
 from zhlm.text.normalise import normalise
 
 LEARN_CHARS = 100_000_000
-"""Text that is learned from at most, spread evenly over the corpus. A core counts 1.2 million a second, and more of it hardly tells more:
-8,000 pieces from a tenth of a corpus of 3.7 million need 3% more tokens on other documents than those from all of it, from half 0.3%."""
+"""Text that is learned from at most, spread evenly over the corpus, and old text that is proved. A core counts 1.2 million a second, and
+more of it hardly tells more: 8,000 pieces from a tenth of a corpus of 3.7 million need 3% more tokens on other documents than those from
+all of it, from half 0.3%."""
 MAX_SYMBOLS = 16_000_000
 """Length of all different pre-tokens together, which is what learning takes memory by: 1.2 GB at 13 million."""
 SAMPLE_CHARS = 500_000
@@ -41,6 +42,8 @@ class CountTask:
     field: str | None
     learn_chars: int
     sample_chars: int
+    prove_chars: int
+    """Read again by the proof: all that was learned from, and as much old text."""
     max_symbols: int
 
 
@@ -56,20 +59,24 @@ class FileCount:
     dropped: int
     """Rare pre-tokens that were dropped, others being counted for them."""
     sample: list[str]
+    words: set[str]
+    """Where a word is spelled with the longest pieces, not by merging (WordPiece), all words that the proof will read: no new piece may
+    take one its spelling."""
 
 
 def plan_counts(streams: Sequence[StreamConfig], files: Mapping[str, Sequence[SourceFile]]) -> list[CountTask]:
     """A task per piece of a file: of a corpus beyond the limits, every one gives its share by size."""
     pieces = {stream.name: [piece for file in files[stream.name] for piece in _pieces(file)] for stream in streams}
-    new_bytes = sum(size for s in streams if s.role == "new" for _, size in pieces[s.name])
+    bytes_of = {role: sum(size for s in streams if s.role == role for _, size in pieces[s.name]) for role in ("new", "old")}
     tasks = []
     for stream in streams:
-        is_new = stream.role == "new"
         stream_bytes = sum(size for _, size in pieces[stream.name])
         for piece, size in pieces[stream.name]:
             # A character takes a byte at least (except in a compressed file), so below the limit in bytes nothing is left out.
-            learn, symbols = (-(-limit * size // new_bytes) if is_new else 0 for limit in (LEARN_CHARS, MAX_SYMBOLS))
-            tasks.append(CountTask(stream.name, piece, stream.field, learn, -(-SAMPLE_CHARS * size // stream_bytes), symbols))
+            chars, symbols = (-(-limit * size // bytes_of[stream.role]) for limit in (LEARN_CHARS, MAX_SYMBOLS))
+            sample = -(-SAMPLE_CHARS * size // stream_bytes)
+            learn = chars if stream.role == "new" else 0
+            tasks.append(CountTask(stream.name, piece, stream.field, learn, sample, max(chars, sample), symbols))
     return tasks
 
 
@@ -81,28 +88,39 @@ def _pieces(file: SourceFile) -> Iterator[tuple[Piece, int]]:
 
 
 def count_file(task: CountTask, tokenizer_json: str) -> FileCount:
-    """Pre-tokens of a piece's first documents, up to a number of characters, and the first of them as a sample."""
+    """Pre-tokens of a piece's first documents, up to a number of characters, the first of them as a sample, and the words of WordPiece."""
     base = take_apart(Tokenizer.from_str(tokenizer_json))
     pre_tokens: Counter[str] = Counter()
     sample: list[str] = []
+    words = set[str]()
     rng = random.Random(SEED)
     documents = learned = seen = dropped = 0
     thin_at = THIN_CHARS
+    for text in read_task(task, max(task.learn_chars, task.sample_chars) if base.MERGES else task.prove_chars):
+        if seen < task.sample_chars:
+            sample.append(text)
+        if learned < task.learn_chars:
+            pre_tokens.update(base.pre_tokens(text))
+            documents += 1
+            learned += len(text)
+        if learned >= thin_at:
+            dropped += thin(pre_tokens, task.max_symbols, rng)
+            thin_at = learned + THIN_CHARS
+        if not base.MERGES:
+            words.update(base.pre_tokens(text))
+        seen += len(text)
+    return FileCount(pre_tokens, documents, learned, dropped + thin(pre_tokens, task.max_symbols, rng), sample, words)
+
+
+def read_task(task: CountTask, chars: int) -> Iterator[str]:
+    """A piece's first documents, normalised, until they have so many characters."""
+    seen = 0
     for batch in read_piece(task.piece, task.field):
         for text in map(normalise, batch.texts):
-            if seen < task.sample_chars:
-                sample.append(text)
-            if learned < task.learn_chars:
-                pre_tokens.update(base.pre_tokens(text))
-                documents += 1
-                learned += len(text)
-            if learned >= thin_at:
-                dropped += thin(pre_tokens, task.max_symbols, rng)
-                thin_at = learned + THIN_CHARS
+            if seen >= chars:
+                return
+            yield text
             seen += len(text)
-        if seen >= max(task.learn_chars, task.sample_chars):
-            break
-    return FileCount(pre_tokens, documents, learned, dropped + thin(pre_tokens, task.max_symbols, rng), sample)
 
 
 def thin(counts: Counter[str], max_symbols: int, rng: random.Random) -> int:

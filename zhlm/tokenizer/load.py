@@ -4,9 +4,10 @@ import hashlib
 import os
 from pathlib import Path
 
+import transformers
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from zhlm.errors import BaseModelError
 
@@ -28,7 +29,8 @@ def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokeni
             path=source,
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=offline)
+        # By its full name: importing it imports torch, which processes that only encode have no use for.
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=offline)
     except Exception as error:  # transformers lets errors of many libraries through, pickling and Rust ones among them
         raise BaseModelError(
             f"tokenizer: {source} cannot be loaded: {_first_line(error)}; {_remedy(source, offline)}", path=source

@@ -93,6 +93,7 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
     )
     # Per start, so that all of them together keep to the deadline. A node that is still booting serves the next start.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.resources.start_timeout_s / (most + 1))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # by default 2 s, for which the end and each checkpoint wait
     with _watching(board, steps, config, report), _interruptible():
         try:
             trainer.fit()

@@ -1,13 +1,15 @@
-"""The vocab stage on Ray: count pre-tokens file by file, learn, extend, resize, prove, write. `zhlm vocab` runs the same function."""
+"""The vocab stage on Ray: count pre-tokens file by file, learn, extend, resize, prove file by file, write. `zhlm vocab` runs the same."""
 
 import json
+import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayTaskError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -16,11 +18,11 @@ from zhlm.config.schema import RunConfig, StreamConfig, VocabConfig
 from zhlm.corpus.streams import files_of
 from zhlm.embeddings.compare import check_causal
 from zhlm.embeddings.new_rows import Extension, grow, growth_of, held_out
-from zhlm.errors import AdviceError, ConfigError, CorpusError, DeadlineError, StorageError
+from zhlm.errors import AdviceError, ConfigError, CorpusError, DeadlineError, StorageError, ZhlmError
 from zhlm.model.load import check_base, load_model, local_folder
 from zhlm.model.resize import check_heads
 from zhlm.pieces.base import Base
-from zhlm.pieces.count import LEARN_CHARS, FileCount, count_file, plan_counts
+from zhlm.pieces.count import LEARN_CHARS, CountTask, FileCount, count_file, plan_counts
 from zhlm.pieces.extend import first_new_id
 from zhlm.pieces.gain import curve_facts
 from zhlm.pieces.kinds import take_apart
@@ -29,13 +31,17 @@ from zhlm.pieces.reach import extend_reachable
 from zhlm.pieces.words import WithWords, cut_words, read_words
 from zhlm.records import Progress, Report
 from zhlm.storage import Place, Run, storage_errors
-from zhlm.tokenizer.encode import TokenizersEncoder
+from zhlm.tokenizer.encode import HARD_TEXTS, TokenizersEncoder
 from zhlm.tokenizer.load import digest_of, load_tokenizer, tokenizer_json
 from zhlm.vocab import worth
-from zhlm.vocab.verify import Proof, verify
+from zhlm.vocab.readings import Readings
+from zhlm.vocab.verify import Claim, Proof, conclude, prove_file
 
-FILE_TIMEOUT_S = 1800
-"""Wait for the next file to be counted, the start of a node included."""
+FILE_TIMEOUT_S = 3600
+"""Wait for the next file to be counted or proved, the start of a node included. One that cannot be cut, a compressed one, may alone have
+all of LEARN_CHARS: 10 minutes of a core."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Order:
     out: Place
     """Becomes a folder with tokenizer, model and verify.json, in one move at the end."""
     tasks: int
-    """Files counted at the same time."""
+    """Files counted, or proved, at the same time."""
 
     @property
     def new(self) -> list[str]:
@@ -86,36 +92,31 @@ def extend_base(order: Order, report: Report) -> dict[str, Any]:
     Raises: AdviceError or CorpusError where the base needs no more pieces for this text and `vocab.force` is not set; other UserErrors for
         a base or a word list that cannot be extended, and a corpus that cannot be learned from; VerificationError when the proof fails.
     """
-    vocab, new = order.vocab, order.new
     opened = _open(order)
-    tokenizer, base, words, model = opened.tokenizer, opened.base, opened.words, opened.model
     with connected():
-        counts = _count(order, tokenizer_json(tokenizer), report)
-    samples = {name: [text for count in of_stream for text in count.sample] for name, of_stream in counts.items()}
-    new_texts, old_texts = _texts(samples, new), _texts(samples, [name for name in samples if name not in new])
-    pre_tokens = _merged(counts, new)
-    encoder = TokenizersEncoder(tokenizer_json(tokenizer))
-    before = worth.per_character(encoder, samples)
-    advice = worth.advice({name: before[name] for name in new}, worth.unknown_share(base, encoder.encode_batch(new_texts)[0]))
-    if not vocab.force:
-        worth.check_script(base, new_texts, new)
-        if advice:
-            raise AdviceError(f"vocab: nothing was extended: {advice}; to do it nevertheless, set {worth.FORCE}")
+        tasks = plan_counts(order.streams, {stream.name: files_of(stream, order.resolve) for stream in order.streams})
+        return _extend(order, opened, tasks, report)
 
-    num_pre_tokens = len(pre_tokens)
-    pre_tokens = cut_words(pre_tokens, base, words) if words else pre_tokens
-    proposed = learn(
-        pre_tokens, base, vocab.add_rows, lambda done: report(Progress("vocab", done, vocab.add_rows, "rows")), min_gain=vocab.min_gain
+
+def _extend(order: Order, opened: _Opened, tasks: Sequence[CountTask], report: Report) -> dict[str, Any]:
+    vocab, new = order.vocab, order.new
+    tokenizer, base, words, model = opened.tokenizer, opened.base, opened.words, opened.model
+    counts = _by_stream(
+        order, tasks, _per_file(count_file, tasks, tokenizer_json(tokenizer), order.tasks, _Shown(report, "files", "counted"))
     )
-    _check_limit(vocab, proposed)
-    extended, learned = extend_reachable(tokenizer, base, proposed, [*new_texts, *old_texts], words)
+    samples = {name: [text for count in of_stream for text in count.sample] for name, of_stream in counts.items()}
+    before = worth.per_character(TokenizersEncoder(tokenizer_json(tokenizer)), samples)
+    advice = _worth(order, opened, samples, before)
+    proposed, num_pre_tokens = _learn(order, opened, counts, report)
+    met = sorted({word for of_stream in counts.values() for count in of_stream for word in count.words})
+    extended, learned = extend_reachable(tokenizer, base, proposed, met, words)
     size_before = _size(model)
     extension = Extension(tokenizer, extended, [*learned.pieces, *words], opened.first_id, WithWords(base, frozenset(words)))
     started, comparison = grow(model, extension, vocab, *held_out(order.streams, order.resolve, samples))
     with order.out.staged() as out:
         _save(extended, model, out)
         extended = load_tokenizer(str(out))
-        proof = verify(tokenizer, extended, learned, opened.first_id, new_texts, old_texts, words)
+        proof = _prove(order, tasks, Claim(tokenizer_json(tokenizer), extended, learned, opened.first_id, tuple(words)), report)
         with storage_errors("writing", out):
             (out / "verify.json").write_text(json.dumps(proof.as_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
             if comparison is not None:
@@ -146,29 +147,91 @@ def _open(order: Order) -> _Opened:
     return _Opened(tokenizer, base, first_id, words, model)
 
 
-def _count(order: Order, tokenizer: str, report: Report) -> dict[str, list[FileCount]]:
-    """Counts and samples of every file by stream, one Ray task per file, a few at a time."""
-    tasks = plan_counts(order.streams, {stream.name: files_of(stream, order.resolve) for stream in order.streams})
-    shared = ray.put(tokenizer)
-    remote = ray.remote(num_cpus=1)(count_file)
+@dataclass(frozen=True)
+class _Shown:
+    """What the person is told of work file by file."""
+
+    report: Report
+    unit: str
+    done: str
+    """What happens to a file."""
+
+
+def _per_file(work: Callable[[CountTask, Any], T], tasks: Sequence[CountTask], shared: Any, at_once: int, shown: _Shown) -> list[T]:
+    """Do the work on every piece of a file, one Ray task each, a few at a time. The results, in the order of the tasks.
+
+    Raises: DeadlineError; the first error of a task.
+    """
+    everywhere = ray.put(shared)
+    remote = ray.remote(num_cpus=1)(work)
     waiting = list(enumerate(tasks))
     running: dict[ray.ObjectRef, int] = {}
-    done: dict[int, FileCount] = {}
+    done: dict[int, T] = {}
     while waiting or running:
-        while waiting and len(running) < order.tasks:
+        while waiting and len(running) < at_once:
             number, task = waiting.pop(0)
-            running[remote.remote(task, shared)] = number
+            running[remote.remote(task, everywhere)] = number
         ready, _ = ray.wait(list(running), timeout=FILE_TIMEOUT_S)
         if not ready:
             raise DeadlineError(
-                f"vocab: no corpus file was counted for {FILE_TIMEOUT_S} s; {len(running)} tasks wait for a free CPU or hang"
+                f"vocab: no corpus file was {shown.done} for {FILE_TIMEOUT_S} s; {len(running)} tasks wait for a free CPU or hang"
             )
-        done[running.pop(ready[0])] = ray.get(ready[0], timeout=FILE_TIMEOUT_S)
-        report(Progress("vocab", len(done), len(tasks), "files"))
-    by_stream: dict[str, list[FileCount]] = {stream.name: [] for stream in order.streams}
-    for number, task in enumerate(tasks):
-        by_stream[task.stream].append(done[number])
+        try:
+            done[running.pop(ready[0])] = ray.get(ready[0], timeout=FILE_TIMEOUT_S)
+        except RayTaskError as error:
+            if isinstance(error.cause, ZhlmError):  # the message of the other one is the whole traceback
+                raise error.cause from error
+            raise
+        shown.report(Progress("vocab", len(done), len(tasks), shown.unit))
+    return [done[number] for number in range(len(tasks))]
+
+
+def _by_stream(order: Order, tasks: Sequence[CountTask], found: Sequence[T]) -> dict[str, list[T]]:
+    by_stream: dict[str, list[T]] = {stream.name: [] for stream in order.streams}
+    for task, of_task in zip(tasks, found, strict=True):
+        by_stream[task.stream].append(of_task)
     return by_stream
+
+
+def _worth(order: Order, opened: _Opened, samples: Mapping[str, Sequence[str]], before: Mapping[str, float]) -> str | None:
+    """What speaks against an extension, if anything does. Raises: AdviceError or CorpusError, where `vocab.force` is not set."""
+    texts = [text for name in order.new for text in samples[name]]
+    ids_I, _ = TokenizersEncoder(tokenizer_json(opened.tokenizer)).encode_batch(texts)
+    advice = worth.advice({name: before[name] for name in order.new}, worth.unknown_share(opened.base, ids_I))
+    if not order.vocab.force:
+        worth.check_script(opened.base, texts, order.new)
+        if advice:
+            raise AdviceError(f"vocab: nothing was extended: {advice}; to do it nevertheless, set {worth.FORCE}")
+    return advice
+
+
+def _learn(order: Order, opened: _Opened, counts: Mapping[str, list[FileCount]], report: Report) -> tuple[Learned, int]:
+    """The pieces, and the number of different pre-tokens, whose memory is free again then."""
+    pre_tokens, vocab = _merged(counts, order.new), order.vocab
+    num_pre_tokens = len(pre_tokens)
+    pre_tokens = cut_words(pre_tokens, opened.base, opened.words) if opened.words else pre_tokens
+    proposed = learn(
+        pre_tokens,
+        opened.base,
+        vocab.add_rows,
+        lambda done: report(Progress("vocab", done, vocab.add_rows, "rows")),
+        min_gain=vocab.min_gain,
+    )
+    _check_limit(vocab, proposed)
+    return proposed, num_pre_tokens
+
+
+def _prove(order: Order, tasks: Sequence[CountTask], claim: Claim, report: Report) -> Proof:
+    """The hard texts here, as the first to fail, then what was learned from and as much old text, file by file."""
+    hard = claim.reader().read(HARD_TEXTS)
+    read = _by_stream(
+        order, tasks, _per_file(prove_file, tasks, pickle.dumps(claim), order.tasks, _Shown(report, "files proved", "proved"))
+    )
+    new, old = Readings(), Readings()
+    for name, of_stream in read.items():
+        for of_file in of_stream:
+            (new if name in order.new else old).add(of_file)
+    return conclude(claim, hard, new, old)
 
 
 def _merged(counts: Mapping[str, list[FileCount]], names: Sequence[str]) -> Counter[str]:
@@ -196,10 +259,6 @@ def _check_limit(vocab: VocabConfig, proposed: Learned) -> None:
             f"vocab: add_rows is {vocab.add_rows:,}, but the new streams give only {there:,} pieces that occur twice; "
             f"set vocab.add_rows (--rows) to {there} or less, or give more text"
         )
-
-
-def _texts(samples: Mapping[str, list[str]], names: Sequence[str]) -> list[str]:
-    return [text for name in names for text in samples[name]]
 
 
 def _save(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, folder: Path) -> None:
@@ -235,7 +294,8 @@ def _facts(
         "added": proof.new_pieces,
         "words": proof.words,
         "reachable": proof.reachable,
-        "on_sample": proof.on_sample,
+        "on_corpus": proof.on_corpus,
+        "proved": {"texts": proof.texts, "characters": proof.characters, "engine": proof.engine["engine"]},
         "unknown_share": proof.unknown_share,
         "parameters_before": size_before[1],
         "parameters_after": size_after[1],

@@ -6,15 +6,12 @@ batches. Shape letters: I ids of all texts of a batch.
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from zhlm.errors import BaseModelError, VerificationError
@@ -24,13 +21,12 @@ from zhlm.pieces.extend import first_new_id
 from zhlm.pieces.kinds import take_apart
 from zhlm.pieces.learn import Learned
 from zhlm.pieces.reach import reached
-from zhlm.pieces.wordpiece import WordPiece
 from zhlm.tokenizer.encode import HARD_TEXTS, TokenizersEncoder
 from zhlm.tokenizer.load import tokenizer_json
 from zhlm.vocab.engines import Engines
+from zhlm.vocab.readings import Reader, Readings, batches
 from zhlm.vocab.verify import verify
 
-BATCH_TEXTS = 1000
 SPELLED_TEXTS = 2000
 """Texts of the corpus that the base's ids are spelled out against."""
 RESERVED = re.compile(r"\[[A-Za-z_]+[0-9]*\]|<[^<>\s]+>")
@@ -95,29 +91,25 @@ def prove(
     base = take_apart(tokenizer.backend_tokenizer)
     findings = Findings(base.KIND, len(tokenizer.get_vocab()), embedding_rows)
     row_of, words = _pieces(tokenizer, before, base)
-    engines, readings = Engines(tokenizer, folder), _Readings(tokenizer, before, base, findings)
+    reader = Reader(tokenizer, before.backend_tokenizer if before is not None else None, base, Engines(tokenizer, folder))
+    found = Readings()
     sample: list[str] = []
-    for texts in _batches(corpus):
-        readings.add(texts, engines)
+    for texts in batches(corpus):
+        found.add(reader.read(texts))
         sample += texts[: max(0, SPELLED_TEXTS - len(sample))]
-    characters = findings.characters
-    for name, tokens in readings.tokens.items():
-        findings.tokens_per_character[name] = tokens / characters if characters else 0.0
-        findings.unknown_share[name] = readings.unknown[name] / tokens if tokens else 0.0
-    findings.on_corpus = sum(row in readings.seen for row in (*row_of.values(), *words.values()))
-    readings.add(HARD_TEXTS, engines)
-    _reach(tokenizer, base, row_of, words, readings.seen, findings)
-    findings.engines = {name: engine.as_dict() for name, engine in engines.by_name.items()}
+    for name, tokens in found.tokens.items():
+        findings.tokens_per_character[name] = tokens / found.characters if found.characters else 0.0
+        findings.unknown_share[name] = found.unknown_share(name)
+    findings.on_corpus = found.num_seen((*row_of.values(), *words.values()))
+    found.add(reader.read(HARD_TEXTS))
+    findings.texts, findings.characters = found.texts, found.characters
+    findings.normalised, findings.lost, findings.lost_example = found.normalised, found.lost, found.lost_example
+    _reach(tokenizer, base, row_of, words, found.seen, findings)
+    findings.engines = {name: engine.as_dict() for name, engine in found.engines.items()}
     if before is not None:
-        findings.base = _against(tokenizer, before, base, row_of, words, readings, sample)
+        findings.base = _against(tokenizer, before, base, row_of, words, found, sample)
     findings.problems = list(_problems(findings))
     return findings
-
-
-def _batches(corpus: Iterable[str]) -> Iterable[list[str]]:
-    texts = iter(corpus)
-    while batch := list(islice(texts, BATCH_TEXTS)):
-        yield batch
 
 
 def _pieces(
@@ -130,66 +122,6 @@ def _pieces(
     words = {p: row for p, (row, special) in added.items() if p not in known and not special and not RESERVED.fullmatch(p)}
     reserved = (lambda p: len(p) == 1) if isinstance(base, ByteLevel) else RESERVED.fullmatch
     return {p: row for p, row in model.items() if not reserved(p)}, words
-
-
-class _Readings:
-    """What reading texts shows: round trips, ids that occur, old text with old ids."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, before: PreTrainedTokenizerFast | None, base: Base, findings: Findings) -> None:
-        self.backend, self.base, self.findings = tokenizer.backend_tokenizer, base, findings
-        self.encoder = TokenizersEncoder(tokenizer_json(tokenizer))
-        self.before = TokenizersEncoder(tokenizer_json(before)) if before is not None else None
-        self.old_ids = np.array(sorted(before.get_vocab().values()), np.uint32) if before is not None else np.empty(0, np.uint32)
-        self.seen: set[int] = set()
-        self.tokens: Counter[str] = Counter()
-        self.unknown: Counter[str] = Counter()
-        self.old_texts = self.old_texts_same = 0
-        self.moved_example = ""
-
-    def add(self, texts: Sequence[str], engines: Engines) -> None:
-        ids_I, offsets = self.encoder.encode_batch(texts)
-        rows = np.split(ids_I, offsets[1:-1])
-        self.seen |= set(np.unique(ids_I).tolist())
-        self.findings.texts += len(texts)
-        self.findings.characters += sum(map(len, texts))
-        for engine in engines.by_name.values():
-            engine.compare(texts, ids_I, offsets)
-        if self.base.MERGES:  # WordPiece forgets where spaces were
-            self._round_trips(texts, rows)
-        self._count("after", ids_I)
-        if self.before is not None:
-            self._old(texts, rows)
-
-    def _count(self, when: str, ids_I: npt.NDArray[np.uint32]) -> None:
-        self.tokens[when] += len(ids_I)
-        if isinstance(self.base, WordPiece):
-            self.unknown[when] += int((ids_I == self.base.unknown_id).sum())
-
-    def _round_trips(self, texts: Sequence[str], rows: Sequence[npt.NDArray[np.uint32]]) -> None:
-        came_back = self.backend.decode_batch([row.tolist() for row in rows], skip_special_tokens=False)
-        changed = [(text, got) for text, got in zip(texts, came_back, strict=True) if got != text]
-        if not changed:
-            return
-        ids_I, offsets = self.encoder.encode_batch([got for _, got in changed])
-        again = self.backend.decode_batch([row.tolist() for row in np.split(ids_I, offsets[1:-1])], skip_special_tokens=False)
-        for (text, got), stable in zip(changed, again, strict=True):
-            meant = self.backend.normalizer is not None or got.strip(" ") == text.strip(" ")  # Llama takes a space in front for its own
-            if stable == got and got.count("\ufffd") <= text.count("\ufffd") and meant:
-                self.findings.normalised += 1
-            else:
-                self.findings.lost += 1
-                self.findings.lost_example = self.findings.lost_example or f"{text[:40]!r} became {got[:40]!r}"
-
-    def _old(self, texts: Sequence[str], rows: Sequence[npt.NDArray[np.uint32]]) -> None:
-        assert self.before is not None, "there is a base"
-        ids_I, offsets = self.before.encode_batch(texts)
-        self._count("before", ids_I)
-        for text, row, old in zip(texts, rows, np.split(ids_I, offsets[1:-1]), strict=True):
-            if np.isin(row, self.old_ids).all():
-                self.old_texts += 1
-                same = np.array_equal(row, old)
-                self.old_texts_same += same
-                self.moved_example = self.moved_example if same else (self.moved_example or text[:40])
 
 
 def _reach(
@@ -219,7 +151,7 @@ def _against(
     base: Base,
     row_of: Mapping[str, int],
     words: Mapping[str, int],
-    readings: _Readings,
+    readings: Readings,
     sample: Sequence[str],
 ) -> dict[str, Any]:
     """Old ids in their places, old text with old ids, and whether the whole is the base with more merges behind."""
@@ -229,7 +161,7 @@ def _against(
         "moved_ids": len(moved),
         "old_texts": readings.old_texts,
         "old_texts_same": readings.old_texts_same,
-        "example": readings.moved_example,
+        "example": readings.old_example,
         "as_the_base": _as_the_base(tokenizer, before, base, row_of, words, sample),
     }
 

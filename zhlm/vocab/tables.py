@@ -19,8 +19,9 @@ def extension_lines(facts: Mapping[str, Any], out: str) -> Iterator[str]:
     yield _row("rows", f"{facts['rows_before']:,} -> {facts['rows_after']:,} ({facts['added']:,} added{words})")
     yield _row(
         "proved",
-        f"{facts['reachable']:,} of {facts['added']:,} reachable, {facts['on_sample']:,} met in the sample, {facts['dropped']:,} dropped",
+        f"{facts['reachable']:,} of {facts['added']:,} reachable, {facts['on_corpus']:,} met in the corpus, {facts['dropped']:,} dropped",
     )
+    yield _row("", f"on {facts['proved']['texts']:,} texts, {facts['proved']['characters']:,} characters")
     yield _row("ended by", ENDS[facts["stopped_by"]])
     for number, (name, value) in enumerate(facts["tokens_per_character"].items()):
         yield _row("" if number else "tokens per character", f"{name} {value['before']:.3f} -> {value['after']:.3f}")

@@ -6,27 +6,28 @@ that produces them. Shape letters: I ids of all texts.
 """
 
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from zhlm.errors import VerificationError
 from zhlm.pieces.base import Base
+from zhlm.pieces.count import CountTask, read_task
 from zhlm.pieces.kinds import take_apart
 from zhlm.pieces.learn import Learned
 from zhlm.pieces.reach import reached, rows_of
 from zhlm.pieces.wordpiece import WordPiece
 from zhlm.pieces.words import check_words, there_and_back, without_words
-from zhlm.tokenizer.encode import HARD_TEXTS, Encoder, TokenizersEncoder, choose_encoder
+from zhlm.tokenizer.encode import HARD_TEXTS, TokenizersEncoder, choose_encoder
 from zhlm.tokenizer.load import tokenizer_json
-from zhlm.vocab.worth import unknown_share
-
-Ids = npt.NDArray[np.uint32]
+from zhlm.vocab.engines import Engines
+from zhlm.vocab.readings import Encoded, Ids, Reader, Readings
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,12 @@ class Proof:
     """Other pieces that some text produces."""
     unreachable: list[str]
     """Pieces for which no text was found (byte-level ones as Python bytes): they only serve to build longer ones."""
-    on_sample: int
-    """New pieces that the sample of the new language produces."""
+    on_corpus: int
+    """New pieces that the text of the new language produces."""
     texts: int
     """Texts that came back after decoding, and whose new pieces, spelled out, are the ids of the base. WordPiece: whose words are their
     pieces or unknown, as before where no new piece is in them, and none has become unknown."""
+    characters: int
     engine: dict[str, Any]
     """Which engine encodes this tokenizer fastest with the same ids, and on how much that was proved."""
     old_texts: int
@@ -65,6 +67,36 @@ class Proof:
         return asdict(self) | {"reachable": self.reachable}
 
 
+@dataclass(frozen=True)
+class Claim:
+    """An extension that is to be proved. Pickled, it goes to wherever text is read."""
+
+    before: str
+    """tokenizer.json of the base."""
+    after: PreTrainedTokenizerFast
+    """With the pieces and the words, as it was loaded again."""
+    learned: Learned
+    first_id: int
+    """Of the learned pieces; the words' ids follow."""
+    words: tuple[str, ...] = ()
+    """Added tokens."""
+
+    @property
+    def rows(self) -> range:
+        """Ids of pieces and words."""
+        return range(self.first_id, self.first_id + len(self.learned.pieces) + len(self.words))
+
+    def reader(self, parallel: bool = True) -> Reader:
+        """What reads texts, on every core or on one, and raises VerificationError for one that the extension fails on.
+
+        Raises: VerificationError, when a piece decodes to anything but its text.
+        """
+        before = Tokenizer.from_str(self.before)
+        base = take_apart(before)
+        check = _Extended(self, before, base, parallel).check
+        return Reader(self.after, before, base, Engines(self.after, None, parallel), check)
+
+
 def verify(
     before: PreTrainedTokenizerFast,
     after: PreTrainedTokenizerFast,
@@ -74,91 +106,155 @@ def verify(
     old_texts: Sequence[str],
     words: Sequence[str] = (),
 ) -> Proof:
-    """Prove an extended tokenizer, whose new ids start at `first_id`, on a sample of both languages; `words` are added tokens behind them.
+    """Prove an extended tokenizer, whose new ids start at `first_id`, on texts of both languages; `words` are added tokens behind them.
 
     Raises: VerificationError when text does not come back, ids are not the base's merged further, or transformers and engine differ.
     """
-    texts = [*HARD_TEXTS, *new_texts, *old_texts]
-    base = take_apart(before.backend_tokenizer)
-    encoder, base_encoder = TokenizersEncoder(tokenizer_json(after)), TokenizersEncoder(tokenizer_json(before))
-    ids_I, offsets = encoder.encode_batch(texts)
-    before_I, before_offsets = base_encoder.encode_batch(texts)
-    bare = without_words(after, words) if words else after.backend_tokenizer
-    _check_extension(before, bare, base, learned, first_id, texts, before_I)
-    if words:
-        check_words(bare, after.backend_tokenizer, words, first_id + len(learned.pieces), texts, base.MERGES)
-    _check_wrapper(encoder, after, [*HARD_TEXTS, *new_texts[:200]])
-    first_new, first_old = len(HARD_TEXTS), len(HARD_TEXTS) + len(new_texts)
-    new_from, old_from = int(offsets[first_new]), int(offsets[first_old])
-    row_of = rows_of(learned, first_id)
-    seen = set(np.unique(ids_I[new_from:old_from]).tolist())
-    alone, covered = reached(encoder, base, row_of, seen)
-    word_rows = range(first_id + len(learned.pieces), first_id + len(learned.pieces) + len(words))
-    fresh = [int((row >= first_id).sum()) for row in np.split(ids_I[old_from:], offsets[first_old + 1 : -1] - old_from)]
-    new_before_I = before_I[before_offsets[first_new] : before_offsets[first_old]]
+    claim = Claim(tokenizer_json(before), after, learned, first_id, tuple(words))
+    reader = claim.reader()
+    return conclude(claim, reader.read(HARD_TEXTS), reader.read_all(new_texts), reader.read_all(old_texts))
+
+
+def prove_file(task: CountTask, claim: bytes) -> Readings:
+    """What a piece of a file shows of a pickled claim. Raises: VerificationError for the first text that it fails on."""
+    return _reader(claim).read_all(read_task(task, task.prove_chars))
+
+
+@lru_cache(maxsize=1)
+def _reader(claim: bytes) -> Reader:
+    """Kept between files: with small files, loading the tokenizers would take longer than reading."""
+    loaded = pickle.loads(claim)
+    assert isinstance(loaded, Claim), "a claim was pickled"
+    return loaded.reader(parallel=False)
+
+
+def conclude(claim: Claim, hard: Readings, new: Readings, old: Readings) -> Proof:
+    """The proof, when the hard texts and those of the new and the old language have been read.
+
+    Raises: VerificationError when transformers and the engine differ.
+    """
+    read = Readings()
+    for part in (hard, new, old):
+        read.add(part)
+    if problem := read.engines["transformers"].problem(read.texts):
+        raise VerificationError(f"vocab: transformers {problem}")
+    after, pieces = tokenizer_json(claim.after), claim.learned.pieces
+    base = take_apart(Tokenizer.from_str(claim.before))
+    alone, covered = reached(TokenizersEncoder(after), base, rows_of(claim.learned, claim.first_id), new.seen)
     return Proof(
-        new_pieces=len(learned.pieces) + len(words),
-        words=len(words),
-        alone=len(alone) + len(words),
+        new_pieces=len(claim.rows),
+        words=len(claim.words),
+        alone=len(alone) + len(claim.words),
         covered=len(covered),
-        unreachable=[base.shown(piece) for piece in learned.pieces if piece not in alone and piece not in covered],
-        on_sample=sum(row in seen for row in (*row_of.values(), *word_rows)),
-        texts=len(texts),
-        engine=choose_encoder(tokenizer_json(after), "auto", [*new_texts, *old_texts])[1],
-        old_texts=len(old_texts),
-        old_texts_same=fresh.count(0) if old_texts else 0,
-        old_tokens_new_share=sum(fresh) / max(1, len(ids_I) - old_from),
-        unknown_share={"before": unknown_share(base, new_before_I), "after": unknown_share(base, ids_I[new_from:old_from])},
+        unreachable=[base.shown(piece) for piece in pieces if piece not in alone and piece not in covered],
+        on_corpus=new.num_seen(claim.rows),
+        texts=read.texts,
+        characters=read.characters,
+        engine=_engine(after, read),
+        old_texts=old.texts,
+        old_texts_same=old.old_texts_same,
+        old_tokens_new_share=old.new_tokens / max(1, old.tokens["after"]),
+        unknown_share={when: new.unknown_share(when) for when in ("before", "after")},
     )
 
 
-def _check_extension(
-    before: PreTrainedTokenizerFast,
-    after: Tokenizer,
-    base: Base,
-    learned: Learned,
-    first_id: int,
-    texts: Sequence[str],
-    before_I: Ids,
-) -> None:
-    """The extended tokenizer, its words set aside, is the base with more pieces."""
-    after_I, offsets = TokenizersEncoder(after.to_str()).encode_batch(texts)
-    rows = np.split(after_I, offsets[1:-1])
-    if isinstance(base, WordPiece):
-        _check_words(base, after, texts, rows, first_id)
-        return
-    spellings = _spellings(before, base, learned)
-    _check_pieces(before, after, spellings, first_id)
-    _check_round_trip(before, after, texts, rows)
-    _check_spelling(before_I, after_I, spellings, first_id)
+def _engine(after: str, read: Readings) -> dict[str, Any]:
+    """The choice on hard texts and special tokens, if it holds on all text."""
+    facts = choose_encoder(after, "auto", [])[1]
+    if facts["engine"] != "gigatoken":
+        return facts
+    if problem := read.engines["gigatoken"].problem(read.texts):
+        return {"engine": "tokenizers", "reason": f"gigatoken {problem}"}
+    proof = {"texts": read.texts, "characters": read.characters}
+    return facts | {"reason": "same ids as tokenizers on all text read", "proof": proof}
 
 
-def _check_round_trip(before: PreTrainedTokenizerFast, after: Tokenizer, texts: Sequence[str], rows: Sequence[Ids]) -> None:
-    """What comes back is the text itself; where the base already changed it (a normaliser, a space in front), the same as from the base."""
-    came_back = after.decode_batch([row.tolist() for row in rows], skip_special_tokens=False)
-    for text, got in zip(texts, came_back, strict=True):
-        if got != text and [got] != there_and_back(before.backend_tokenizer, [text]):
-            raise VerificationError(f"vocab: a text does not come back from the extended tokenizer: {text[:40]!r} became {got[:40]!r}")
+class _Extended:
+    """What must hold for every text: the extended tokenizer, its words set aside, is the base with more pieces."""
+
+    def __init__(self, claim: Claim, before: Tokenizer, base: Base, parallel: bool) -> None:
+        self.claim, self.before, self.base, self.full = claim, before, base, claim.after.backend_tokenizer
+        self.bare = without_words(claim.after, claim.words) if claim.words else self.full
+        self.encoder = TokenizersEncoder(self.bare.to_str(), parallel)
+        if isinstance(base, WordPiece):
+            self.words = _Words(base, WordPiece.of(self.bare, json.loads(self.bare.to_str())), claim.first_id)
+        else:
+            spellings = _spellings(before, base, claim.learned)
+            _check_pieces(before, self.bare, spellings, claim.first_id)
+            self.spelled = _Spelled(spellings, claim.first_id)
+
+    def check(self, texts: Sequence[str], after: Encoded, before: Encoded) -> None:
+        """Raises: VerificationError for a text that does not come back, or whose ids are not the base's merged further."""
+        bare = self.encoder.encode_batch(texts) if self.claim.words else after
+        rows = np.split(bare[0], bare[1][1:-1])
+        if isinstance(self.base, WordPiece):
+            self.words.check(texts, rows)
+        else:
+            self._check_round_trip(texts, rows)
+            self.spelled.check(texts, bare, before)
+        if words := self.claim.words:
+            check_words(self.bare, self.full, words, self.claim.rows[-len(words)], texts, self.base.MERGES)
+
+    def _check_round_trip(self, texts: Sequence[str], rows: Sequence[Ids]) -> None:
+        """What comes back is the text; where the base already changed it (a normaliser, a space in front), the same as from the base."""
+        came_back = self.bare.decode_batch([row.tolist() for row in rows], skip_special_tokens=False)
+        for text, got in zip(texts, came_back, strict=True):
+            if got != text and [got] != there_and_back(self.before, [text]):
+                raise VerificationError(f"vocab: a text does not come back from the extended tokenizer: {text[:40]!r} became {got[:40]!r}")
 
 
-def _check_words(base: WordPiece, after: Tokenizer, texts: Sequence[str], rows: Sequence[Ids], first_id: int) -> None:
-    """A text is its words; one whose ids changed is spelled by its pieces, a new one among them."""
-    words_of = [base.words(text) for text in texts]
-    words = sorted({word for of_text in words_of for word in of_text})
-    extended = WordPiece.of(after, json.loads(after.to_str()))
-    new_ids = dict(zip(words, extended.ids(words), strict=True))
-    piece_of = {row: piece for piece, row in extended.vocabulary.items()}
-    for word, old in zip(words, base.ids(words), strict=True):
-        new = new_ids[word]
-        if old != new and (max(new) < first_id or "".join(base.text_of(piece_of[row]) for row in new) != word):
-            raise VerificationError(f"vocab: the ids of the word {word[:40]!r} were {old[:9]} and became {new[:9]}, which do not spell it")
-    added = [token.content for token in after.get_added_tokens_decoder().values()]
-    for text, of_text, row in zip(texts, words_of, rows, strict=True):
-        if row.tolist() != [i for word in of_text for i in new_ids[word]] and not any(token in text for token in added):
-            raise VerificationError(f"vocab: the extended tokenizer cuts a text in other places than the base: {text[:40]!r}")
+@dataclass(frozen=True)
+class _Words:
+    """WordPiece: a text is its words; one whose ids changed is spelled by its pieces, a new one among them."""
+
+    base: WordPiece
+    extended: WordPiece
+    first_id: int
+
+    @cached_property
+    def piece_of(self) -> dict[int, str]:
+        return {row: piece for piece, row in self.extended.vocabulary.items()}
+
+    def check(self, texts: Sequence[str], rows: Sequence[Ids]) -> None:
+        words_of = [self.base.words(text) for text in texts]
+        words = sorted({word for of_text in words_of for word in of_text})
+        new_ids = dict(zip(words, self.extended.ids(words), strict=True))
+        for word, old in zip(words, self.base.ids(words), strict=True):
+            new = new_ids[word]
+            if old != new and (max(new) < self.first_id or "".join(self.base.text_of(self.piece_of[row]) for row in new) != word):
+                raise VerificationError(
+                    f"vocab: the ids of the word {word[:40]!r} were {old[:9]} and became {new[:9]}, which do not spell it"
+                )
+        added = [token.content for token in self.extended.backend.get_added_tokens_decoder().values()]
+        for text, of_text, row in zip(texts, words_of, rows, strict=True):
+            if row.tolist() != [i for word in of_text for i in new_ids[word]] and not any(token in text for token in added):
+                raise VerificationError(f"vocab: the extended tokenizer cuts a text in other places than the base: {text[:40]!r}")
 
 
-def _spellings(before: PreTrainedTokenizerFast, base: Base, learned: Learned) -> list[list[int]]:
+class _Spelled:
+    """Every new piece spelled out gives the base's ids back: nothing was cut anew, and text without new pieces keeps its ids."""
+
+    def __init__(self, spellings: Sequence[Sequence[int]], first_id: int) -> None:
+        self.lengths = np.ones(first_id + len(spellings), np.int64)
+        self.lengths[first_id:] = [len(s) for s in spellings]
+        self.begin = np.cumsum(self.lengths) - self.lengths
+        self.pool = np.concatenate([np.arange(first_id), np.asarray([row for s in spellings for row in s], np.int64)])
+
+    def check(self, texts: Sequence[str], after: Encoded, before: Encoded) -> None:
+        (after_I, offsets), (before_I, before_offsets) = after, before
+        length_I = self.lengths[after_I]
+        ends = np.concatenate([[0], np.cumsum(length_I)])
+        spelled_I = self.pool[np.repeat(self.begin[after_I] - ends[:-1], length_I) + np.arange(ends[-1])]
+        if np.array_equal(spelled_I, before_I) and np.array_equal(ends[offsets], before_offsets):
+            return
+        pairs = zip(texts, np.split(spelled_I, ends[offsets][1:-1]), np.split(before_I, before_offsets[1:-1]), strict=True)
+        text = next(text for text, spelled, expected in pairs if not np.array_equal(spelled, expected))
+        raise VerificationError(
+            f"vocab: the extended tokenizer cuts text in other places than the base with more merges would: {text[:40]!r}"
+        )
+
+
+def _spellings(before: Tokenizer, base: Base, learned: Learned) -> list[list[int]]:
     """Of each new piece, the base's ids it was merged from."""
     vocabulary = before.get_vocab()
     spelled: dict[str, list[int]] = {}
@@ -168,34 +264,10 @@ def _spellings(before: PreTrainedTokenizerFast, base: Base, learned: Learned) ->
     return list(spelled.values())
 
 
-def _check_pieces(before: PreTrainedTokenizerFast, after: Tokenizer, spellings: Sequence[Sequence[int]], first_id: int) -> None:
+def _check_pieces(before: Tokenizer, after: Tokenizer, spellings: Sequence[Sequence[int]], first_id: int) -> None:
     """Each new piece decodes to what its spelling decodes to."""
     got = after.decode_batch([[first_id + order] for order in range(len(spellings))], skip_special_tokens=False)
-    expected = before.backend_tokenizer.decode_batch([list(s) for s in spellings], skip_special_tokens=False)
+    expected = before.decode_batch([list(s) for s in spellings], skip_special_tokens=False)
     wrong = [(a, b) for a, b in zip(got, expected, strict=True) if a != b]
     if wrong:
         raise VerificationError(f"vocab: {len(wrong)} new pieces do not decode to their text, {wrong[0][1]!r} became {wrong[0][0]!r}")
-
-
-def _check_spelling(before_I: Ids, after_I: Ids, spellings: Sequence[Sequence[int]], first_id: int) -> None:
-    """Every new piece spelled out gives the base's ids back: nothing was cut anew, and text without new pieces keeps its ids."""
-    starts = np.cumsum([0, *(len(s) for s in spellings)])[:-1] + first_id
-    lengths = np.ones(first_id + len(spellings), np.int64)
-    lengths[first_id:] = [len(s) for s in spellings]
-    begin = np.arange(first_id + len(spellings))
-    begin[first_id:] = starts
-    pool = np.concatenate([np.arange(first_id), np.asarray([row for s in spellings for row in s], np.int64)])
-    length_I = lengths[after_I]
-    offset_I = np.arange(length_I.sum()) - np.repeat(np.cumsum(length_I) - length_I, length_I)
-    spelled_I = pool[np.repeat(begin[after_I], length_I) + offset_I]
-    if not np.array_equal(spelled_I, before_I):
-        raise VerificationError("vocab: the extended tokenizer cuts text in other places than the base with more merges would")
-
-
-def _check_wrapper(encoder: Encoder, after: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
-    """The transformers tokenizer around the engine must not add to it."""
-    wrapped = after(list(texts), add_special_tokens=False)["input_ids"]
-    ids_I, offsets = encoder.encode_batch(texts)
-    wrong = [t for t, row, ids in zip(texts, np.split(ids_I, offsets[1:-1]), wrapped, strict=True) if row.tolist() != ids]
-    if wrong:
-        raise VerificationError(f"vocab: transformers and tokenizers disagree on {len(wrong)} texts, {wrong[0][:40]!r} among them")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import s3_account
 from zhlm import claim
 from zhlm.claim import locked
 from zhlm.errors import RunError
@@ -45,8 +46,7 @@ class Machines:
 def machines(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
     import boto3
 
-    account = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in (account | {"AWS_ENDPOINT_URL": s3_server, "AWS_EC2_METADATA_DISABLED": "true"}).items():
+    for name, value in s3_account(s3_server).items():
         monkeypatch.setenv(name, value)
     bucket = f"b{time.time_ns()}"
     boto3.client("s3").create_bucket(Bucket=bucket)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from trained_tokenizers import chinese, english, gpt2_tokenizer
+from trained_tokenizers import chinese, english, gpt2_tokenizer, train_wordpiece
 from zhlm.config.schema import StreamConfig
 from zhlm.corpus.files import find_files
 from zhlm.pieces import count
@@ -64,6 +64,24 @@ def test_a_dataset_of_unknown_size_has_its_share(tmp_path: Path) -> None:
     streams = [StreamConfig(name="zh", role="new", paths=["x"]), StreamConfig(name="en", role="old", paths=["x"])]
     zh, also_zh, en = plan_counts(streams, {"zh": [file, unknown], "en": [unknown]})
     assert (zh.learn_chars, also_zh.learn_chars, en.sample_chars) == (1, count.LEARN_CHARS, count.SAMPLE_CHARS)
+
+
+def test_old_text_is_proved_as_far_as_new_text(
+    gpt2_tokenizer: PreTrainedTokenizerFast, chinese: list[str], english: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a WordPiece base has all its words counted, not those of the sample alone."""
+    monkeypatch.setattr(count, "SAMPLE_CHARS", 30)
+    streams, files = corpus(tmp_path, chinese, english)
+    *_, old = plan_counts(streams, files)
+    assert list(count.read_task(old, old.prove_chars)) == english
+    assert not count_file(old, tokenizer_json(gpt2_tokenizer)).words
+    wordpiece = train_wordpiece()
+    found = count_file(old, tokenizer_json(wordpiece))
+    assert found.words == {word for text in english for word in count.take_apart(wordpiece.backend_tokenizer).pre_tokens(text)}
+    assert len(found.sample) == 1 and not found.pre_tokens
+    monkeypatch.setattr(count, "LEARN_CHARS", 600)
+    *_, old = plan_counts(streams, files)
+    assert 600 <= sum(map(len, count.read_task(old, old.prove_chars))) < 700
 
 
 def test_a_large_file_is_counted_in_pieces(

@@ -32,7 +32,7 @@ def test_the_proof(tokenizer: PreTrainedTokenizerFast, chinese: list[str], engli
     assert (proof.alone < 20) if prefix_space else (proof.alone > 120)
     assert proof.old_texts == proof.old_texts_same == len(english)
     assert proof.old_tokens_new_share == 0
-    assert 0 < proof.on_sample <= 200
+    assert 0 < proof.on_corpus <= 200
     json.dumps(proof.as_dict())
 
 
