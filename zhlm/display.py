@@ -56,6 +56,7 @@ class _Running:
     started_s: float
     first: tuple[float, float] | None = None
     """When the first progress of this attempt came, and how much was done then."""
+    unit: str = ""
     printed_s: float = float("-inf")
     row: Table | None = None
 
@@ -107,8 +108,8 @@ class Display:
         now = time.monotonic()
         with self._lock:
             running = self._stages.setdefault(progress.stage, _Running(now))
-            if running.first is None or progress.done < running.first[1]:
-                running.first = (now, progress.done)
+            if running.first is None or progress.done < running.first[1] or progress.unit != running.unit:
+                running.first, running.unit = (now, progress.done), progress.unit
             left_s = _left_s(running.first, now, progress)
             if self._live:
                 running.row = _live_row(progress, left_s)

@@ -120,6 +120,19 @@ def test_a_restart_of_the_training_starts_the_measurement_anew(clock: Clock) -> 
     assert out.getvalue().splitlines()[-1].endswith("left 30s")
 
 
+def test_another_unit_starts_the_measurement_anew(clock: Clock) -> None:
+    out = io.StringIO()
+    with Display(out) as shown:
+        shown.start("vocab", "starts")
+        shown.report(Progress("vocab", 0, 10, "files"))
+        clock.now_s += 100
+        for done in (10, 20):  # slower from here on
+            shown.report(Progress("vocab", done, 30, "files proved"))
+            clock.now_s += 100
+        shown.report(Progress("vocab", 25, 30, "files proved"))
+    assert out.getvalue().splitlines()[-1].endswith("left 1m07s")  # 5 at 15 in 200 s
+
+
 def test_long_lines_and_brackets_stay_as_they_are() -> None:
     out = io.StringIO()
     with Display(out) as shown:
