@@ -2,7 +2,8 @@
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from zhlm.records import Progress, Report
@@ -15,6 +16,19 @@ T = TypeVar("T")
 
 class _Stopped(Exception):  # noqa: N818 - not a failure
     """Ends the work beside at its next report."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A SIGINT reaches the main thread, which runs this block, also where a script's `&` or nohup made the process deaf to it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if before == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, before)
 
 
 def at_once(main: Callable[[], T], beside: Callable[[Report], None], report: Report) -> T:
@@ -39,9 +53,10 @@ def at_once(main: Callable[[], T], beside: Callable[[Report], None], report: Rep
             ended.set()
 
     try:
-        threading.Thread(target=work, daemon=True, name="zhlm-beside").start()
-        result = main()
-        ended.wait()
+        with interruptible():
+            threading.Thread(target=work, daemon=True, name="zhlm-beside").start()
+            result = main()
+            ended.wait()
         if errors:
             raise errors[0]
     except BaseException:

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from zhlm.beside import interruptible
 from zhlm.errors import RunError, StorageError
 from zhlm.storage import RETRY_S, Run, storage_errors
 
@@ -92,7 +93,8 @@ class _Claim:
         thread = threading.Thread(target=self._beat, daemon=True, name="zhlm-claim")
         thread.start()
         try:
-            yield
+            with interruptible():
+                yield
         except KeyboardInterrupt:
             if not self._lost:
                 raise

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -115,7 +115,15 @@ def test_both_run_at_once_and_the_manifest_of_training_comes_last(stages: Stages
     assert stages.ran == [], "the same keys as one after the other"
 
 
-def test_a_failure_of_packing_ends_training_and_is_what_is_told(stages: Stages) -> None:
+@pytest.fixture(params=["terminal", "background"])
+def started_from(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A shell's `&` in a script makes what it starts deaf to Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler if request.param == "terminal" else signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_failure_of_packing_ends_training_and_is_what_is_told(stages: Stages, started_from: None) -> None:
     def pack(config: RunConfig, report: Report) -> dict[str, Any]:
         raise CorpusError("corpus: zh.txt line 3 is broken")
 
