@@ -146,6 +146,10 @@ def other_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     return OTHER_KINDS[request.param]()
 
 
+def counted(base: Base, texts: list[str]) -> Counter[str]:
+    return Counter(p for text in texts for p in base.pre_tokens(text))
+
+
 def learned_on(tokenizer: PreTrainedTokenizerFast, texts: list[str], num: int = 200) -> tuple[Base, Learned]:
     base = take_apart(tokenizer.backend_tokenizer)
-    return base, learn(Counter(p for text in texts for p in base.pre_tokens(text)), base, num)
+    return base, learn(counted(base, texts), base, num)

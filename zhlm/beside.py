@@ -20,7 +20,7 @@ class _Stopped(Exception):  # noqa: N818 - not a failure
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """A SIGINT reaches the main thread, which runs this block, also where a script's `&` or nohup made the process deaf to it."""
+    """A SIGINT reaches the main thread, which runs this block, also where the `&` of a script made the process deaf to it."""
     before = signal.getsignal(signal.SIGINT)
     if before == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,7 +10,8 @@ from zhlm.corpus.parts import Piece
 from zhlm.errors import CorpusError
 
 CHUNK_BYTES = 1 << 20
-"""Read and parsed at a time. More leaves the cache of the processor: msgspec alone gives 513 MB/s at this size, 409 at 8 MB."""
+"""Read and parsed at a time. Less means more calls for each document; more leaves the cache of the processor: msgspec alone gives 402 MB/s
+at this size, 335 at 8 MiB."""
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from zhlm.corpus.word_list import word_lines
 from zhlm.errors import BaseModelError, ConfigError, VerificationError
 from zhlm.pieces.base import Base
 from zhlm.pieces.wordpiece import WordPiece
-from zhlm.storage import Place, storage_errors
 from zhlm.tokenizer.load import tokenizer_json
 
 CONTEXTS = ("{}", "\u4e2d{}\u6587", "a {} b.", "{}{}")
@@ -31,15 +31,8 @@ def read_words(path: str, tokenizer: PreTrainedTokenizerFast, base: Base) -> lis
     Raises: ConfigError for a list that cannot be read, is empty, or has a word twice, with spaces, or that is a token already;
         BaseModelError for a tokenizer that would change the text around them.
     """
-    if not Place(path).exists():
-        raise ConfigError(f"vocab: the word list {path} does not exist; correct vocab.word_list", path=path)
-    with storage_errors("reading the word list", path):
-        try:
-            lines = Place(path).read_text().removeprefix("\ufeff").split("\n")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"vocab: the word list {path} is not UTF-8 at byte {error.start}; save it as UTF-8", path=path) from None
     known, line_of = tokenizer.get_vocab(), dict[str, int]()
-    for number, line in enumerate((line.removesuffix("\r") for line in lines), 1):
+    for number, line in enumerate(word_lines(path), 1):
         if not line:
             continue
         wrong = _complaint(line, line_of, known, base)

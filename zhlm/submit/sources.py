@@ -12,7 +12,8 @@ from typing import Any
 from zhlm.config.schema import RunConfig, ScratchBaseConfig, StreamConfig
 from zhlm.config.stages import Stage, reads
 from zhlm.corpus.files import SourceFile, find_files
-from zhlm.errors import BaseModelError, ConfigError
+from zhlm.corpus.word_list import word_lines
+from zhlm.errors import BaseModelError
 from zhlm.model.files import check_hub_name
 from zhlm.model.shape import ModelShape, shape_of
 from zhlm.storage import MANIFEST, SAMPLE_SCHEME, Run, is_remote
@@ -129,19 +130,8 @@ def added_rows(config: RunConfig) -> int:
 
 
 def _listed_words(path: str | None) -> int:
-    """Words of a list, each a row beside the learned ones; 0 for a remote list, a plan must be quick.
-
-    Raises: ConfigError when it cannot be read.
-    """
-    if path is None or is_remote(path):
-        return 0
-    try:
-        lines = Path(path).read_bytes().decode().removeprefix("\ufeff").split("\n")
-    except OSError as error:
-        raise ConfigError(f"vocab: the word list {path} cannot be read ({error.strerror}); correct vocab.word_list", path=path) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"vocab: the word list {path} is not UTF-8 at byte {error.start}; save it as UTF-8", path=path) from None
-    return sum(bool(line.removesuffix("\r")) for line in lines)
+    """Words of a list, each a row beside the learned ones; 0 for a remote list, a plan must be quick."""
+    return 0 if path is None or is_remote(path) else sum(map(bool, word_lines(path)))
 
 
 def base_config(config: RunConfig) -> dict[str, Any]:

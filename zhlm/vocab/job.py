@@ -17,7 +17,7 @@ from zhlm.cluster import connected
 from zhlm.config.schema import RunConfig, StreamConfig, VocabConfig
 from zhlm.corpus.streams import files_of
 from zhlm.embeddings.compare import check_causal
-from zhlm.embeddings.new_rows import Extension, grow, growth_of, held_out
+from zhlm.embeddings.grow import Extension, grow, growth_of, held_out
 from zhlm.errors import AdviceError, ConfigError, CorpusError, DeadlineError, StorageError, ZhlmError
 from zhlm.model.load import check_base, load_model, local_folder
 from zhlm.model.resize import check_heads

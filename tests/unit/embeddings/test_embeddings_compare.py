@@ -21,8 +21,8 @@ from transformers import (
 from trained_tokenizers import chinese, english, gpt2_tokenizer, learned_on
 from zhlm.config.schema import StreamConfig, VocabConfig
 from zhlm.embeddings.compare import DOCUMENT_CHARS, Texts, check_causal, compare, first_texts
+from zhlm.embeddings.grow import INITS, Extension, grow, held_out
 from zhlm.embeddings.initialise import mean
-from zhlm.embeddings.new_rows import INITS, Extension, grow, held_out
 from zhlm.errors import ConfigError, CorpusError
 from zhlm.model.inspect import is_tied
 from zhlm.objectives.bits import measure

@@ -2,9 +2,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
 
+from zhlm.embeddings.grow import growth_of
 from zhlm.embeddings.growth import growth
 from zhlm.embeddings.initialise import mean
-from zhlm.embeddings.new_rows import growth_of
 from zhlm.model.resize import add_rows
 
 

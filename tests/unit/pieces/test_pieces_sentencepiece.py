@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from trained_tokenizers import SENTENCEPIECE, chinese, english, train_sentencepiece
+from trained_tokenizers import SENTENCEPIECE, chinese, counted, english, train_sentencepiece
 from zhlm.pieces.extend import extend
 from zhlm.pieces.kinds import take_apart
 from zhlm.pieces.learn import learn
@@ -25,10 +25,6 @@ def opened(tokenizer: PreTrainedTokenizerFast) -> SentencePiece:
     base = take_apart(tokenizer.backend_tokenizer)
     assert isinstance(base, SentencePiece)
     return base
-
-
-def counted(base: SentencePiece, texts: list[str]) -> Counter[str]:
-    return Counter(p for text in texts for p in base.pre_tokens(text))
 
 
 def test_merging_pre_tokens_gives_the_ids_of_the_whole_text(tokenizer: PreTrainedTokenizerFast, chinese: list[str]) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trained_tokenizers import chinese, english, train_wordpiece
+from trained_tokenizers import chinese, counted, english, train_wordpiece
 from zhlm.pieces.extend import extend, first_new_id
 from zhlm.pieces.kinds import take_apart
 from zhlm.pieces.learn import Learned, learn
@@ -17,10 +17,6 @@ def opened(tokenizer: PreTrainedTokenizerFast) -> WordPiece:
     base = take_apart(tokenizer.backend_tokenizer)
     assert isinstance(base, WordPiece)
     return base
-
-
-def counted(base: WordPiece, texts: list[str]) -> Counter[str]:
-    return Counter(p for text in texts for p in base.pre_tokens(text))
 
 
 def tiny(*pieces: str) -> PreTrainedTokenizerFast:

@@ -115,7 +115,7 @@ def test_words_of_a_list_are_rows(tmp_path: Path) -> None:
 
 
 def test_a_word_list_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.txt cannot be read \(No such file or directory\); correct vocab\.word_list"):
+    with pytest.raises(ConfigError, match=r"none\.txt does not exist; correct vocab\.word_list"):
         make_plan(config(tmp_path, vocab={"word_list": str(tmp_path / "none.txt")}))
     (tmp_path / "words.txt").write_bytes("\u4eba".encode("gb18030"))
     with pytest.raises(ConfigError, match=r"is not UTF-8 at byte 0; save it as UTF-8"):
