@@ -122,7 +122,7 @@ def pack_stage(variant: str, corpus: Corpus, files: int, scratch: Path) -> dict[
     """The pack stage from its start to its manifest, in a new storage root, on a Ray that has packed 800 other documents before."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     pack = VARIANTS[variant]
     run_pack(run_config("warm", corpus, corpus.tiny(), scratch, {**pack, "shard_bytes": 50_000}))
     manifest, took = run_pack(run_config("timed", corpus, corpus.files(files), scratch, pack))

@@ -43,7 +43,7 @@ def pack(case: str, corpus: Corpus, scratch: Path) -> None:
     """In the child: start Ray with a small object store, pack, print what it took."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES)
     paths = corpus.files(CORPUS_FILES) if case == "corpus" else [long_document(corpus, case)]
     settings = VARIANTS["c_defaults"] if case == "corpus" else {"clean": {"max_chars": NO_CLEANING["max_chars"]}}
     document = {"document": "file"} if case == "text" else {}

@@ -134,7 +134,7 @@ def stage(scratch: Path) -> dict[str, Any]:
         "train": {"steps": 1},
     }
     config = RunConfig.model_validate(data)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     ended: dict[str, float] = {}
     started = time.perf_counter()
     facts = run(config, lambda progress: ended.__setitem__(progress.unit, time.perf_counter() - started))

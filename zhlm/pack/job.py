@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray.data import DataContext, TaskPoolStrategy
+from ray.data._internal.execution.resource_manager import ResourceManager
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import GetTimeoutError
 from transformers import PreTrainedTokenizerFast
@@ -98,11 +99,12 @@ def _wake_workers(most: int) -> None:
 
 def _prepare(config: RunConfig, place: Run, streams: Sequence[Stream]) -> tuple[Settings, dict[str, Any], dict[str, Any]]:
     """Tokenizer and engine, and the recipe that follows."""
-    source = str(local_folder(place.base_model(config), config.base.revision))
+    source = str(local_folder(place.base_model(config), config.base.revision, weights=False))
     _check_positions(config, source)
+    sampling = _begin_sample(streams)
     tokenizer = load_tokenizer(source)
     start_id, end_id = _special_ids(config, tokenizer)
-    as_json, sample = tokenizer_json(tokenizer), _sample(streams)
+    as_json, sample = tokenizer_json(tokenizer), _sample(sampling)
     encoder, engine = choose_encoder(as_json, config.pack.engine, sample)
     settings = Settings(
         store=str(place.store),
@@ -138,15 +140,19 @@ def _special_ids(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> tuple
     return ids[0], ids[1]
 
 
-def _sample(streams: Sequence[Stream]) -> list[str]:
-    """Some texts of every stream, from parts spread over it; read by a task, because one text may be more than the driver can hold."""
+def _begin_sample(streams: Sequence[Stream]) -> Any:
+    """Have some texts of every stream read, from parts spread over it; by a task, because one text may be more than the driver can hold."""
     wanted = []
     for stream in streams:
         chosen = stream.training[:: -(-len(stream.training) // max(1, SAMPLE_PARTS // len(streams)))]
         wanted += [(source, SAMPLE_CHARACTERS // len(streams) // len(chosen)) for source in chosen]
     task: Any = ray.remote(num_cpus=1, max_retries=2)(answer)
+    return task.remote(beginnings, wanted)
+
+
+def _sample(sampling: Any) -> list[str]:
     try:
-        pickled = ray.get(task.remote(beginnings, wanted), timeout=SAMPLE_TIMEOUT_S)
+        pickled = ray.get(sampling, timeout=SAMPLE_TIMEOUT_S)
     except GetTimeoutError as error:
         raise DeadlineError(f"pack: no sample was read within {SAMPLE_TIMEOUT_S} s; does the cluster have a free CPU?") from error
     result: list[str] | ZhlmError = pickle.loads(pickled)
@@ -265,16 +271,22 @@ def dealt(count: int, workers: int) -> list[list[int]]:
 def _quiet(deadline_s: float) -> Iterator[None]:
     """Ray Data without its own progress bars, with a deadline, and with answers one by one; what was set before is put back."""
     context = DataContext.get_current()
-    wanted = {"enable_progress_bars": False, "print_on_execution_start": False, "execution_no_progress_timeout_s": deadline_s}
-    wanted |= {"target_max_block_size": 1}  # byte: every answer travels as soon as it is there
-    before = {name: getattr(context, name) for name in wanted}
+    wanted = [
+        (context, "enable_progress_bars", False),
+        (context, "print_on_execution_start", False),
+        (context, "execution_no_progress_timeout_s", deadline_s),
+        (context, "target_max_block_size", 1),  # byte: every answer travels as soon as it is there
+        # Every second Ray Data asks how many CPUs there are, and believes for the first one that there are none: it runs a single task.
+        (ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S", 0.1),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in wanted]
     try:
-        for name, value in wanted.items():
-            setattr(context, name, value)
+        for owner, name, value in wanted:
+            setattr(owner, name, value)
         yield
     finally:
-        for name, value in before.items():
-            setattr(context, name, value)
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 @contextmanager

@@ -190,7 +190,7 @@ class _Cleaned:
     batch: Batch
     """For the places of its documents; its texts are gone."""
     texts: list[str]
-    kept: list[int]
+    kept: Sequence[int]
     """Where the texts were in the batch."""
     needs: Needs
     """Of all documents of the batch."""
@@ -207,8 +207,9 @@ def _cleaned(source: Source, drops: _Drops, needs_R: Needs | None = None) -> Ite
             else:
                 needs = needs_R[done : done + read]
                 texts, reasons = clean_again(batch.texts, needs, source.clean, source.role)
-            kept = [at for at, reason in enumerate(reasons) if reason is None]
-            if len(kept) < len(texts):
+            kept: Sequence[int] = range(len(texts))
+            if any(reasons):
+                kept = [at for at, reason in enumerate(reasons) if reason is None]
                 for at, reason in enumerate(reasons):
                     if reason is not None:
                         drops.add(reason, batch, at, texts[at] or batch.texts[at])
@@ -251,6 +252,9 @@ class _Out:
 
     def add(self, texts: Sequence[str]) -> None:
         """Encode, pack, and write what is full."""
+        if max(map(len, texts), default=0) <= LONG_CHARACTERS:
+            self._add_short(texts)
+            return
         short: list[str] = []
         for text in texts:
             if len(text) <= LONG_CHARACTERS:
@@ -265,7 +269,7 @@ class _Out:
         if not texts:
             return
         ids, lengths = with_ends(*self._encoder.encode_batch(texts), self._settings.start_id, self._settings.end_id)
-        self._count(len(texts), "".join(texts))
+        self._count(len(texts), texts)
         self._pack(ids, lengths)
 
     def _add_long(self, text: str) -> None:
@@ -277,16 +281,17 @@ class _Out:
             ids, offsets = self._encoder.encode_batch([piece])
             before, _ = with_ends(ids, offsets, start, None)
             start = None
-            self._count(0, piece)
+            self._count(0, [piece])
         assert before is not None, "a text has at least one piece"
         last = before if end is None else np.append(before, np.uint32(end))
         self._pack(last, np.array([len(last)]))
         self._documents += 1
 
-    def _count(self, documents: int, text: str) -> None:
+    def _count(self, documents: int, texts: Sequence[str]) -> None:
+        """Of encoded texts, which have their UTF-8 by then: Python keeps it beside the characters."""
         self._documents += documents
-        self._characters += len(text)
-        self._utf8_bytes += len(text.encode())
+        self._characters += sum(map(len, texts))
+        self._utf8_bytes += sum(map(len, map(str.encode, texts)))
 
     def _pack(self, ids: Ids, lengths: npt.NDArray[np.int64], unfinished: bool = False) -> None:
         if len(ids) and int(ids.max()) >= self._settings.vocabulary:
