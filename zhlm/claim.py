@@ -3,7 +3,9 @@
     <run>/claims/<name>.json    who works on it; written again every few seconds, and how old it is says the clock of the store
 
 Who comes writes its claim first and looks for others then, so that of two who come at once at least one sees the other. A claim that was
-not written for SILENCE_S is of a dead process and is deleted; should that process live after all, it sees so and ends.
+not written for SILENCE_S is of a dead process and is deleted; should that process live after all, it sees so and ends. Whether another's
+process lives shows its next sign of life: who comes waits for it, is refused when it comes, and takes over when it does not. So a job that
+is tried again on a new machine, because the old one died, goes on by itself.
 """
 
 import fcntl
@@ -12,8 +14,9 @@ import os
 import signal
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -29,8 +32,9 @@ SILENCE_S = 2 * RETRY_S
 
 
 @contextmanager
-def locked(run: Run) -> Iterator[None]:
-    """Nobody else works on the run inside the block. Locally the kernel frees the lock of a process that died.
+def locked(run: Run, tell: Callable[[str], object] = lambda _: None) -> Iterator[None]:
+    """Nobody else works on the run inside the block. Locally the kernel frees the lock of a process that died; elsewhere its claim lets go
+    after SILENCE_S, which is waited for, and told.
 
     Raises: RunError when somebody does, or took the run over while this process gave no sign of life.
     """
@@ -48,7 +52,7 @@ def locked(run: Run) -> Iterator[None]:
             return
         with storage_errors("writing", path):
             claim = _Claim(run, _replace(file))
-        claim.take()
+        claim.take(tell)
         with claim.kept():
             yield
 
@@ -72,16 +76,29 @@ class _Claim:
         self._about = {"host": socket.gethostname(), "process": os.getpid(), "since": now}
         self._lost, self._stop = "", threading.Event()
 
-    def take(self) -> None:
+    def take(self, tell: Callable[[str], object]) -> None:
         """Raises: RunError when another process has a claim and lives."""
-        self._tell("asks")
+        seen: dict[str, datetime] = {}
         try:
-            other = next(iter(self._others() or ()), None)
-            if other is not None:
-                raise RunError(
-                    f"run: {_who(other)} works on {self._run.folder} since {other['since']} UTC; wait for it, stop it, or choose another "
-                    f"name; if that machine is gone, run the same command again in {SILENCE_S:.0f} s"
-                )
+            while True:
+                self._tell("asks")  # the store's clock, and a sign of life
+                others = self._others()
+                if others == []:
+                    break
+                for other in others or ():
+                    beats = other["written"] != seen.get(other["name"], other["written"])
+                    if beats and (other["state"] != "asks" or other["name"] < self._name):  # of those that ask, one goes on
+                        raise RunError(
+                            f"run: {_who(other)} works on {self._run.folder} since {other['since']} UTC; wait for it, stop it, or choose "
+                            "another name"
+                        )
+                if others and not seen:
+                    tell(
+                        f"run: waits for {_who(others[0])}, who has a claim on {self._run.folder} since {others[0]['since']} UTC; "
+                        f"if it shows no sign of life, its claim lets go within {SILENCE_S:.0f} s"
+                    )
+                seen = {o["name"]: o["written"] for o in others or ()} | seen
+                time.sleep(BEAT_S / 2)
             self._tell("works")
         except BaseException:
             self._drop()
@@ -130,11 +147,12 @@ class _Claim:
                 with suppress(StorageError):  # somebody else was first
                     place.delete()
                 continue
+            sign = {"name": name, "written": info.mtime}
             try:
-                living.append(json.loads(place.read_text()))
+                living.append(json.loads(place.read_text()) | sign)
             except (StorageError, ValueError):
                 if place.exists():  # what cannot be read is somebody's all the same
-                    living.append({"host": "another machine", "process": "?", "since": "?", "state": "asks"})
+                    living.append({"host": "another machine", "process": "?", "since": "?", "state": "?"} | sign)
         return living
 
     def _tell(self, state: str) -> None:

@@ -19,6 +19,7 @@ examples:
   zhlm run configs/sample.yaml --set train.steps=50    with a setting changed
   zhlm submit configs/sample.yaml                      the same on a cluster
   zhlm blocks runs/sample                              what was packed, dropped and is still missing
+  zhlm model Qwen/Qwen3-0.6B                           its layers, sizes and names
   zhlm vocab BASE --corpus data/zh --out extended      only the vocabulary: base and corpus in, a proven base out
   zhlm generate runs/sample --prompt "今天"            base and adapted model side by side
   zhlm serve runs/sample                               OpenAI-compatible server
@@ -81,6 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--repair", action="store_true", help="throw away what is damaged; the next `zhlm run` packs just that again")
     which.add_argument("--order", type=_number(int, 1, 10**12), metavar="STEP", help="the blocks of an optimizer step and of the next ones")
     which.add_argument("--show", type=_number(int, 0, 10**15), metavar="N", help="block N of the training order (from 0) as text")
+
+    model = _verb(verbs, "model", _model, "print what a base is made of, its linear layers, and what LoRA would train; loads no weights")
+    model.add_argument("base", metavar="BASE", help="hub name, or a folder such as runs/sample/vocab")
 
     _vocab_options(
         _verb(verbs, "vocab", _vocab, "extend the vocabulary of a model, with proof, into a new folder; or prove a tokenizer (--verify)")
@@ -222,6 +226,11 @@ def _blocks(options: argparse.Namespace) -> int:
         inspect.show_block(opened, options.show, console)
     else:
         inspect.show_overview(opened, console)
+    return 0
+
+
+def _model(options: argparse.Namespace) -> int:
+    print(importlib.import_module("zhlm.model.describe").describe_base(options.base))  # by name, as below
     return 0
 
 

@@ -15,6 +15,15 @@ BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
 """`ray up` leaves its config here on the head node: the cluster can grow."""
 
 
+ACCELERATOR = "accelerator_type:"
+"""How Ray begins the resource that names a node's GPU."""
+GPU_GIB = {
+    "K80": 12, "P4": 8, "P100": 16, "T4": 16, "V100": 32, "A10G": 24, "A100": 80, "L4": 24, "L40S": 48, "RTX-PRO-6000": 96,
+    "H100": 96, "H20": 141, "H200": 141, "B200": 192, "GB200": 192, "B300": 288, "GB300": 288,
+}  # fmt: skip
+"""Memory of the largest GPU of each name: what exceeds it cannot fit."""
+
+
 @contextmanager
 def connected() -> Iterator[None]:
     """A connection for as long as the block runs; one that exists already is used, and stays. Raises: ClusterError as connect() does."""
@@ -62,6 +71,21 @@ def check_capacity(config: RunConfig) -> None:
                 f"cluster: {resources.min_workers} workers x {each:g} {name} need {need:g} {name}, the cluster can have {have:g}; "
                 f"lower resources.workers or resources.{name.lower()}s_per_worker, or join a larger cluster"
             )
+
+
+def worker_room(config: RunConfig) -> tuple[int, str] | None:
+    """Memory that each of the least training workers has at most, in bytes, and what has it; None where Ray does not tell."""
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    each = config.resources.gpus_per_worker
+    if BOOTSTRAP.exists() or state.state.get_max_resources_from_cluster_config():
+        return None  # it can grow by nodes of other kinds
+    if each:
+        kinds = {key.removeprefix(ACCELERATOR) for node in nodes if node.get("GPU") for key in node if key.startswith(ACCELERATOR)}
+        largest = max(kinds, key=lambda kind: GPU_GIB.get(kind, 1 << 20), default="")
+        # A worker computes on one GPU, or on a part of it.
+        return (int(GPU_GIB[largest] * min(each, 1.0) * 2**30), f"the {largest}") if largest in GPU_GIB else None
+    sizes = [int(node.get("memory", 0) + node.get("object_store_memory", 0)) for node in nodes]
+    return min(max(sizes), sum(sizes) // config.resources.min_workers), "this cluster"
 
 
 def most_resources() -> dict[str, float] | None:

@@ -31,8 +31,9 @@ from zhlm.model.files import Kind, listing_of_base
 from zhlm.records import Report
 from zhlm.storage import MANIFEST, SAMPLE_SCHEME, STARTED, Run, digest
 from zhlm.submit.plan import format_plan, make_plan
-from zhlm.submit.preflight import check
+from zhlm.submit.preflight import check, check_memory
 from zhlm.submit.sources import source_bytes
+from zhlm.train.extend import keep_what_serves
 
 VALUES_CHARS = 160
 """Of a changed setting, before and after; what is longer is only named."""
@@ -71,11 +72,15 @@ def run_file(path: str, overrides: Sequence[str] = (), *, dry_run: bool = False,
             return 0
         check(config)
         run = Run.of(config)
-        with locked(run), quiet(_log_path(run)) as terminal, Display(terminal) as display:
+        with locked(run, _say), quiet(_log_path(run)) as terminal, Display(terminal) as display:
             return _run_shown(config, run, stages or wanted_stages(config), display)
     except UserError as error:
         print(f"zhlm: {error}", file=sys.stderr)
         return 2
+
+
+def _say(what: str) -> None:
+    print(f"zhlm: {what}", file=sys.stderr, flush=True)
 
 
 def _run_shown(config: RunConfig, run: Run, stages: Sequence[Stage], display: Display) -> int:
@@ -152,6 +157,8 @@ def run_stages(config: RunConfig, run: Run, stages: Sequence[Stage], display: Di
                 cluster = importlib.import_module("zhlm.cluster")
                 until_the_end.enter_context(cluster.connected())
                 cluster.check_capacity(config)
+                if "train" in stages and not (run.of_stage("train") / MANIFEST).exists():
+                    check_memory(config, cluster.worker_room(config))
             if stage == "pack" and "train" in stages:
                 most = cluster.most_resources()
                 training = _Task.of(config, run, "train", {"pack": task.key})
@@ -276,11 +283,13 @@ def _start_folder(run: Run, task: _Task) -> str:
     if started and started["key"] == task.key and not task.done:
         return "goes on where it stopped"
     before = task.done or started
-    if folder.exists():
+    step = keep_what_serves(folder, before["reads"], task.key_parts) if before and task.stage == "train" else 0
+    if not step and folder.exists():
         folder.delete()
     about = {"key": task.key, "reads": task.key_parts, "sources": task.sources}
     (folder / STARTED).write_text(json.dumps(about, ensure_ascii=False))
-    return f"is done again: {_told(before, task)}" if before else "starts"
+    again = f"goes on from step {step}" if step else "is done again"
+    return f"{again}: {_told(before, task)}" if before else "starts"
 
 
 def _told(before: Mapping[str, Any], task: _Task) -> str:

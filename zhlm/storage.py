@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,6 +74,19 @@ def storage_errors(doing: str, where: object) -> Iterator[None]:
         raise StorageError(f"storage: {doing} {where} failed: {reason}; {remedy}", path=str(where)) from error
 
 
+_told: ContextVar[Callable[[str], None]] = ContextVar("_told", default=lambda _: None)
+
+
+@contextmanager
+def tells_waits(tell: Callable[[str], None]) -> Iterator[None]:
+    """Inside, and in this thread, `tell` hears of each wait for a storage that does not answer."""
+    token = _told.set(tell)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
 def retrying(where: object, action: Callable[[], T]) -> T:
     """The result of an action on a storage; where it is remote and does not answer, the action is tried again for RETRY_S seconds.
 
@@ -92,6 +106,7 @@ def retrying(where: object, action: Callable[[], T]) -> T:
             if tried_s + pause_s > RETRY_S:
                 reason = error.strerror or str(error).strip().splitlines()[0]
                 raise OSError(errno.ETIMEDOUT, f"{reason} (tried for {tried_s:.0f} s)") from error
+            _told.get()(f"storage: {error.strerror or str(error).strip().splitlines()[0]}")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, RETRY_PAUSE_MOST_S)
 

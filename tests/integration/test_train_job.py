@@ -5,8 +5,10 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -19,7 +21,7 @@ from zhlm.blocks.read import training_reader
 from zhlm.blocks.store import LEDGER, beat
 from zhlm.checkpoint.state import newest
 from zhlm.config.schema import RunConfig
-from zhlm.errors import DeadlineError, RunError
+from zhlm.errors import DeadlineError, RunError, TrainError
 from zhlm.records import Progress
 from zhlm.storage import Run
 from zhlm.train import job
@@ -87,6 +89,11 @@ def test_training_lowers_the_loss_and_validates(calm: RunConfig) -> None:
     assert set(validated) == {0, 4, 8, 12} and set(validated[0]) == {"zh", "en"}
     assert validated[12]["zh"]["bits_per_byte"] < validated[0]["zh"]["bits_per_byte"]
     assert Run.of(calm).checkpoints.names() == ["step_00000008", "step_00000012"], "the last two are kept"
+    assert [r["step"] for r in rows if r.get("checkpoint_blocked_s", -1) >= 0] == [4, 8, 12]
+    found, _ = newest(Run.of(calm).checkpoints)
+    assert found is not None and found.facts.validation == validated[12] and found.facts.made_for["block_tokens"] == 32
+    (events,) = (Run.of(calm).folder.path / "tensorboard").iterdir()
+    assert events.stat().st_size > 100 * len(rows), "TensorBoard has the rows too"
     assert all(0 <= r["data_wait_share"] < 0.5 and r["tokens_per_s"] > 0 and "packed_share" not in r for r in rows if "loss_nats" in r)
 
 
@@ -177,6 +184,14 @@ def test_workers_that_cannot_start_end_in_a_named_error(tmp_path: Path) -> None:
         ray.kill(other)
 
 
+def test_too_little_memory_is_one_line_and_starts_nobody_again(tmp_path: Path) -> None:
+    greedy = prepare(tmp_path, global_batch_blocks=1 << 40, micro_batch_blocks=1 << 40)
+    with pytest.raises(
+        TrainError, match=r"^train: out of memory in building the model, where \d+\.00 GiB more were asked.*lower train\.micro_batch"
+    ):
+        job.run(greedy, lambda _: None)
+
+
 def train_one_after_another(settings: dict[str, Any]) -> None:
     """Several runs in the same processes: starting the processes is what takes long."""
     for one in settings["runs"]:
@@ -208,9 +223,13 @@ def test_every_zero_stage_trains_resumes_and_hands_over(tmp_path: Path) -> None:
     for config in configs.values():
         (Run.of(config).folder.path / "first").mkdir()
     exploding = prepare(tmp_path / "exploding", learning_rate=1e3, lora={"r": 4, "alpha": 3e38}, warmup_share=0.0)
-    problems = train_in_one_group([*configs.values(), *configs.values(), exploding])
+    stopping = prepare(tmp_path / "stopping", validate_every=2, early_stop={"patience": 1, "min_delta": 9.0})
+    problems = train_in_one_group([*configs.values(), *configs.values(), stopping, exploding])
     assert str(problems.pop()).startswith("train: step 1 has a gradient norm of inf") and not any(problems)
     once = {name: final_weights(c, "first") for name, c in configs.items()}
+    facts = job._facts(Run.of(stopping), 8, 0)
+    assert facts["steps"] == 2 and facts["stopped_early"] and facts["summary"].startswith("stopped early at step 2 of 8, ")
+    assert len(list((Run.of(configs["full"]).folder.path / "first" / "step_00000004").glob("optimizer-0000?-of-00002.safetensors"))) == 2
     assert {name: largest_difference(once[name], final_weights(c)) for name, c in configs.items()} == dict.fromkeys(configs, 0.0)
 
     moved = prepare(tmp_path / "moved", workers=1, steps=4, checkpoint_every=2, zero_stage=3, lora={"r": 4, "dropout": 0.0})
@@ -237,3 +256,17 @@ def train_in_one_group(configs: list[RunConfig]) -> list[Exception | None]:
         torch_config=TorchConfig(backend="gloo"),
     ).fit()
     return [error for _, _, error, _ in ray.get([board.take.remote() for board in boards], timeout=60)]
+
+
+def test_prometheus_finds_the_gauges_at_the_drivers_node(calm: RunConfig) -> None:
+    """Last in this file: Ray exports every ten seconds."""
+    node = next(n for n in ray.nodes() if n["Alive"])
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    deadline_s, lines = time.monotonic() + 30, list[str]()
+    while not lines and time.monotonic() < deadline_s:
+        with urlopen(address, timeout=10) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if line.startswith("ray_zhlm_train_")]
+        time.sleep(0.5)
+    told = {line.split("{")[0] for line in lines if f'run="{calm.name}"' in line}
+    assert {f"ray_zhlm_train_{name}" for name in ("step", "loss_nats", "tokens_per_s", "grad_norm", "data_wait_share")} <= told, lines
+    assert {stream for stream in ("zh", "en") if any(f'stream="{stream}"' in line for line in lines)} == {"zh", "en"}

@@ -23,6 +23,7 @@ OPTIONS = {
     "logs": ["id", "--address", "--follow"],
     "stop": ["id", "--address"],
     "blocks": ["run", "--verify", "--repair", "--order", "--show"],
+    "model": ["base"],
     "vocab": [
         "base", "--corpus", "--old", "--out", "--rows", "--init", "--compare-init", "--word-list", "--force", "--set", "--verify", "--base",
     ],
@@ -101,6 +102,7 @@ def test_plan_prints_the_table(config: str, tmp_path: Path, capsys: pytest.Captu
         (["plan", "CONFIG", "--set", "train.stepz=3"], "unknown key train.stepz; did you mean steps?"),
         (["submit", "CONFIG", "--address", "ray://x"], "is not inside the current folder"),
         (["jobs", "--address", "ray://x"], "is not a dashboard's"),
+        (["model", "./runs/none"], "the folder ./runs/none does not exist"),
         (["generate", "runs/none", "--prompt", "x"], "runs/none holds no config.yaml, expected a run folder"),
         (["serve", "runs/none"], "runs/none holds no config.yaml, expected a run folder"),
     ],

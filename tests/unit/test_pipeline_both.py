@@ -40,6 +40,7 @@ class Stages:
         self.most: dict[str, float] | None = MOST
         cluster = ModuleType("zhlm.cluster")
         vars(cluster).update(connected=nullcontext, check_capacity=lambda config: None, most_resources=lambda: self.most)
+        vars(cluster).update(worker_room=lambda config: None)
         monkeypatch.setitem(sys.modules, "zhlm.cluster", cluster)
         for stage in ("pack", "train", "export", "evaluate"):
             self.job(stage, lambda config, report: {})

@@ -158,8 +158,8 @@ def _explain(error: ValidationError, origin: str) -> str:
     if first["type"] == "missing":
         return f"config: {origin}: {place} is missing; add it{tail}"
     message = " or ".join(p["msg"].removeprefix("Value error, ") for p in members if _place(p["loc"]) == _place(first["loc"]))
-    if first["type"] == "value_error":
-        return f"config: {origin}: {place}: {message}{tail}"
+    if first["type"] == "value_error":  # ours says it all, also beside what another member of a union expected
+        return f"config: {origin}: {place}: {first['msg'].removeprefix('Value error, ')}{tail}"
     return f"config: {origin}: {place} is {first['input']!r}; {message[0].lower()}{message[1:]}{tail}"
 
 

@@ -6,14 +6,10 @@ dict) are computed where they are used, never written here a second time.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(gt=0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from zhlm.config.section import Pattern, Positive, Precision, Section, Share
+from zhlm.config.trained import FreezeConfig, LoraConfig
 
 
 class StorageConfig(Section):
@@ -77,6 +73,8 @@ class BaseConfig(Section):
     """Hugging Face hub name, or a folder with model and tokenizer (sample://base is the one of the sample stage)."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
+    from_scratch: bool = False
+    """Take config and tokenizer only, and draw the weights by the run's seed; trained without LoRA."""
 
 
 class StreamConfig(Section):
@@ -182,12 +180,13 @@ class PackConfig(Section):
     """Share of documents held out by hash, for streams without `held_out` files."""
 
 
-class LoraConfig(Section):
-    r: Positive = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-    dropout: Share = 0.0
-    targets: Literal["auto"] | list[str] = "auto"
-    """auto: every linear layer of the transformer blocks. Or module name endings, such as [q_proj, v_proj]."""
+class EarlyStopConfig(Section):
+    """End training before its last step when the mean bits per byte of the `new` streams' held-out blocks fall no more."""
+
+    patience: Positive = 3
+    """Measurements without a gain after which training ends; there is one every `validate_every` steps, the first before step 1."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """Bits per byte below the best so far from which on a measurement is a gain."""
 
 
 class TrainConfig(Section):
@@ -202,37 +201,58 @@ class TrainConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     embedding_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """For trained embeddings and head. None: the same as learning_rate."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    rate_factors: dict[Pattern, Annotated[float, Field(gt=0)]] = {}
+    """Multiples of the rate for parameters by regular expressions that match their whole names; where several match, their product."""
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """wsd: warm up, stay at the peak, fall in the last `decay_share` of the steps."""
     warmup_share: Share = 0.05
     """Share of the steps in which the rate rises from zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """In place of `warmup_share`. A run with the schedule `constant` or `wsd` can then be made longer and goes on from its checkpoints."""
+    decay_share: Share = 0.2
+    """With `wsd`: share of the steps, at the end, in which the rate falls."""
     final_rate_share: Share = 0.1
     """Rate at the last step, as a share of learning_rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     zero_stage: Literal[0, 1, 2, 3] = 2
-    offload: Literal["none", "optimizer"] = "none"
-    """optimizer: ZeRO keeps the optimizer state in CPU memory."""
+    """What the workers share out: nothing, optimizer states (1), gradients too (2), weights too (3). With bfloat16, 0 is done as 1."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """optimizer: ZeRO keeps the optimizer state in CPU memory. all: the weights too, with zero_stage 3."""
     lora: LoraConfig | None = LoraConfig()
-    """None: all parameters are trained."""
+    """None: all parameters are trained, but for what `freeze` names."""
+    freeze: FreezeConfig | None = None
+    """Without LoRA: parts that stay as they are, and out of the checkpoints."""
     embeddings: Literal["none", "new_rows", "all"] = "all"
     """With LoRA: also train the input embeddings and the output head, only the rows that `vocab` adds to them (the others stay bit for bit,
     and cost no optimizer state), or neither."""
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """torch.compile: quicker steps, after a minute or more at each start. Not with zero_stage 3, nor gradient_checkpointing."""
     start: Literal["auto", "with_packing", "after_packing"] = "auto"
     """with_packing: begin on the first packed blocks, while the rest is still packed; needs `steps` and a CPU beside the workers'.
     auto: do so for a corpus of 256 MiB and more where that is possible."""
     trace_blocks: bool = False
     """Write the place of every consumed block to trace/rank_<n>.jsonl: which texts were in a step, and proof that none came twice."""
     log_every: Positive = 5
-    """Steps between rows of metrics.jsonl."""
+    """Steps between rows of metrics.jsonl, of TensorBoard's copy in tensorboard/, and of the gauges in Ray's metrics."""
+    trackers: list[Literal["wandb", "mlflow"]] = []
+    """Where the same rows go as well. Their packages are yours to install, their server and key to set as they ask (WANDB_API_KEY,
+    MLFLOW_TRACKING_URI); project or experiment have the run's name."""
     validate_every: Positive = 100
     """Steps between measurements of bits per byte on the held-out blocks."""
     validation_blocks: Positive = 64
     """Blocks of each stream in one such measurement."""
+    early_stop: EarlyStopConfig | None = None
+    """None: train all steps."""
     checkpoint_every: Positive = 100
     keep_checkpoints: Positive = 2
+    """The last so many stay."""
+    keep_best: Annotated[int, Field(ge=0)] = 1
+    """Beside them, so many with the fewest bits per byte at their own step: the mean over the `new` streams. Only a step that is in the
+    rhythm of `validate_every` too has a measurement. Training goes on from the last one, and the last one is exported."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -244,8 +264,19 @@ class TrainConfig(Section):
             )
         if self.embeddings == "new_rows" and self.lora is None:
             raise ValueError("embeddings is new_rows but lora is null, so all rows would be trained; add lora, or set embeddings: all")
+        if self.freeze is not None and self.lora is not None:
+            raise ValueError("freeze is set beside lora, which freezes the whole base; set lora: null, or choose layers by lora.targets")
+        if self.schedule == "wsd" and self.warmup_steps is None and self.warmup_share + self.decay_share > 1:
+            raise ValueError(f"warmup_share {self.warmup_share} and decay_share {self.decay_share} exceed 1 together; lower one of them")
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("offload: optimizer needs zero_stage 1, 2 or 3, and zero_stage is 0; set zero_stage: 2")
+        if self.compile and (self.zero_stage == 3 or self.gradient_checkpointing):
+            raise ValueError(
+                f"compile is true, zero_stage {self.zero_stage} and gradient_checkpointing {self.gradient_checkpointing}; it works with "
+                "zero_stage 0, 1 and 2 without gradient_checkpointing: set compile: false, or change these"
+            )
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(f"offload: all needs zero_stage 3, and zero_stage is {self.zero_stage}; set zero_stage: 3")
         return self
 
 
@@ -253,15 +284,15 @@ class ResourcesConfig(Section):
     """What the run asks of the cluster. Changing it redoes nothing."""
 
     workers: Positive | tuple[int, int] = 1
-    """Training workers: a number, or [least, most] to use what is there."""
+    """Training workers: a number, or [least, most] to use what is there, go on with fewer when a node dies, and take up nodes that come."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     pack_tasks: Positive = 2
     """Files packed at the same time."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Times training restarts by itself after a worker or node died."""
+    """Times training restarts by itself after a worker or node died. Nodes that are taken away with notice or taken up are not counted."""
     start_timeout_s: Positive = 600
-    """How long to wait for nodes that are still starting."""
+    """How long to wait for room for the least workers, also after a loss; 30 s where too few nodes are left and none can come."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -337,11 +368,15 @@ class RunConfig(Section):
             raise ValueError(f"streams: the name {doubled[0]!r} is used twice; give each stream its own name")
         if not any(s.role == "new" for s in self.streams):
             raise ValueError("streams: none has role `new`; mark the language to learn with role: new")
+        if self.base.from_scratch and self.train.lora is not None:
+            raise ValueError("base.from_scratch draws random weights, and train.lora would leave them so; set train.lora: null")
         if self.vocab is not None and self.train.lora is not None and self.train.embeddings == "none":
             raise ValueError(
                 "vocab adds rows but train.embeddings is none, so they would never be trained; set train.embeddings: all or new_rows, or "
                 "vocab: null"
             )
+        if self.vocab is not None and self.train.freeze is not None and self.train.freeze.embeddings:
+            raise ValueError("vocab adds rows but train.freeze.embeddings is true, so they would never be trained; set one of them to null")
         if self.vocab is None and self.train.embeddings == "new_rows":
             raise ValueError("train.embeddings is new_rows but vocab is null, so there are none; set train.embeddings: all or none")
         self._check_sample()

@@ -13,7 +13,8 @@ Stage = Literal["sample", "vocab", "pack", "train", "export", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 WORTH_OVERLAPPING_BYTES = 256 << 20
 """Of source files: less is packed before the training workers are up."""
-RHYTHM = ("start", "trace_blocks", "log_every", "validate_every", "validation_blocks", "checkpoint_every", "keep_checkpoints")
+CHECKPOINTS = ("checkpoint_every", "keep_checkpoints", "keep_best")
+RHYTHM = ("start", "trace_blocks", "log_every", "trackers", "validate_every", "validation_blocks", *CHECKPOINTS)
 """Of training: when to begin, log, check and save changes what is seen on the way, not what comes out."""
 
 
@@ -34,12 +35,14 @@ def reads(config: RunConfig, stage: Stage) -> dict[str, Any]:
     if stage == "sample":
         return {"sample": full["sample"], "seed": full["seed"]}
     if stage == "vocab":
-        return base | {"vocab": full["vocab"], "streams": [s for s in sources if s["role"] == "new"]}
+        drawn = {"seed": full["seed"]} if config.base.from_scratch else {}
+        return base | {"vocab": full["vocab"], "streams": [s for s in sources if s["role"] == "new"]} | drawn
     if stage == "pack":
         return base | {"streams": sources, "pack": full["pack"], "seed": full["seed"]}
     if stage == "train":
         weights = {s["name"]: s["weight"] for s in full["streams"]}
-        settings = {k: v for k, v in full["train"].items() if k not in RHYTHM}
+        measured = ("validate_every", "validation_blocks") if config.train.early_stop else ()  # these decide then where it ends
+        settings = {k: v for k, v in full["train"].items() if k not in RHYTHM or k in measured}
         return base | {"train": settings, "weights": weights, "seed": full["seed"]}
     if stage == "export":
         return {}

@@ -13,7 +13,7 @@ from zhlm.config.load import load_config
 from zhlm.config.schema import GenerateConfig, RunConfig
 from zhlm.errors import RunError
 from zhlm.evaluate.columns import side_by_side
-from zhlm.model.load import load_model, model_positions
+from zhlm.model.load import draw_model, load_model, model_positions
 from zhlm.objectives.bits import special_ids
 from zhlm.storage import MANIFEST, Place, Run
 from zhlm.tokenizer.load import load_tokenizer
@@ -23,14 +23,25 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load(source: str, device: torch.device, revision: str | None = None) -> tuple[Any, Any]:
-    """A causal model in evaluation mode, and its tokenizer, from a folder or the hub.
+def load(source: str, device: torch.device, revision: str | None = None, draw_seed: int | None = None) -> tuple[Any, Any]:
+    """A causal model in evaluation mode, and its tokenizer, from a folder or the hub; with a seed, the base that was drawn by it.
 
     On a CPU in float32, so that a measurement does not depend on how the weights were stored; on a GPU as they were stored.
     Raises: BaseModelError when one of the two is missing or broken.
     """
+    if draw_seed is not None:
+        return draw_model(source, draw_seed, revision=revision).to(device), load_tokenizer(source, revision)
     model: Any = load_model(source, revision=revision, dtype=torch.float32 if device.type == "cpu" else "auto")
     return model.to(device), load_tokenizer(source, revision)
+
+
+def both_models(config: RunConfig, run: Run) -> dict[str, tuple[str, str | None, int | None]]:
+    """Source, revision and seed (where its weights are drawn) of the base and of the adapted model, as `load` takes them.
+
+    Raises: RunError when the run has no finished export.
+    """
+    seed = config.seed if config.base.from_scratch else None
+    return {"base": (run.original_model(config), config.base.revision, seed), "adapted": (merged_model(run), None, None)}
 
 
 @torch.inference_mode()
@@ -103,12 +114,12 @@ def run_generate(
 ) -> str:
     """Continuations of each prompt by the base and by the adapted model, as text for a terminal."""
     run, config = open_run(run_folder)
-    sources = {"base": (run.original_model(config), config.base.revision), "adapted": (merged_model(run), None)}
+    sources = both_models(config, run)
     disable_progress_bar()  # of loading: it would stand in the text
     settings = GenerateConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     written: dict[str, list[list[str]]] = {}
-    for name, (source, revision) in sources.items():
-        model, tokenizer = load(source, best_device(), revision)
+    for name, (source, revision, seed_of_base) in sources.items():
+        model, tokenizer = load(source, best_device(), revision, seed_of_base)
         start = config.pack.document_start
         written[name] = [generate(model, tokenizer, p, settings, num_return_sequences, document_start=start) for p in prompts]
     width = min(shutil.get_terminal_size((100, 24)).columns, 160)

@@ -8,7 +8,7 @@ import torch
 
 from zhlm.config.schema import RunConfig
 from zhlm.errors import RunError
-from zhlm.evaluate.generate import best_device, generate, load, merged_model
+from zhlm.evaluate.generate import best_device, both_models, generate, load
 from zhlm.evaluate.report import render
 from zhlm.objectives.bits import StreamScore, measure
 from zhlm.records import Progress, Report
@@ -24,12 +24,12 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
     """
     run = Run.of(config)
     texts = {s.name: held_out_texts(run, s.name, config.evaluate.documents) for s in config.streams}
-    sources = {"base": (run.original_model(config), config.base.revision), "adapted": (merged_model(run), None)}
+    sources = both_models(config, run)
     scores: dict[str, Scores] = {}
     written: dict[str, list[str]] = {}
     steps, done = len(sources) * (len(texts) + len(config.evaluate.prompts)), 0
-    for model_name, (source, revision) in sources.items():
-        model, tokenizer = load(source, best_device(), revision)
+    for model_name, (source, revision, drawn) in sources.items():
+        model, tokenizer = load(source, best_device(), revision, drawn)
         scores[model_name], written[model_name] = {}, []
         for stream, documents in texts.items():
             report(Progress("evaluate", done, steps, "measurements", {"model": model_name, "stream": stream}))

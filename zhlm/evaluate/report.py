@@ -89,10 +89,11 @@ def _facts(config: RunConfig, log: TrainingLog) -> str:
     mix = sum(s.weight for s in config.streams)
     lora = config.train.lora
     beside = {"none": "", "new_rows": ", and the new rows", "all": ", and embeddings"}[config.train.embeddings]
+    whole = "all parameters" + (", but for the frozen ones" if config.train.freeze else "")
     facts = {
-        "Base model": config.base.model,
+        "Base model": config.base.model + (", with weights drawn anew" if config.base.from_scratch else ""),
         "Streams": ", ".join(f"{s.name} {s.weight / mix:.0%}" for s in _new_first(config)),
-        "Trained": f"LoRA, rank {lora.r}{beside}" if lora else "all parameters",
+        "Trained": f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.r}{beside}" if lora else whole,
         "New vocabulary rows": f"at most {config.vocab.add_rows:,}" if config.vocab else "none",
         "Steps": f"{log.steps:,} of {config.train.global_batch_blocks} blocks of {config.pack.block_tokens:,} tokens",
     }

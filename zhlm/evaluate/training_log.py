@@ -42,7 +42,7 @@ def read_log(text: str) -> TrainingLog:
             continue
         step = float(row["step"])
         for key, value in row.items():
-            if key != "step" and _is_number(value):
+            if key not in ("step", "unix_s") and _is_number(value):
                 curves.setdefault(key, {})[step] = float(value)
         for stream, scores in (row.get("validation") or {}).items():
             if _is_number(scores.get("bits_per_byte")):

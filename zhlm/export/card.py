@@ -9,6 +9,7 @@ def model_card(config: RunConfig, state: TrainState) -> str:
     """README.md of an exported folder."""
     streams = "\n".join(f"| {s.name} | {s.role} | {s.weight:g} | {', '.join(s.paths)} |" for s in config.streams)
     method = f"LoRA r {config.train.lora.r}, embeddings {config.train.embeddings}" if config.train.lora else "all parameters"
+    method += ", but for the frozen ones" if config.train.freeze else ""
     return f"""---
 base_model: {config.base.model}
 library_name: transformers

@@ -12,7 +12,7 @@ from zhlm.checkpoint.state import Checkpoint, newest
 from zhlm.config.schema import RunConfig
 from zhlm.errors import RunError, VerificationError
 from zhlm.export.card import model_card
-from zhlm.model.load import load_model
+from zhlm.model.load import load_base
 from zhlm.model.lora import make_trainable, trained_parameters
 from zhlm.model.new_rows import as_trainable_tokens, is_split, join_rows, new_rows_of
 from zhlm.records import Progress, Report
@@ -59,7 +59,7 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
 
 
 def _base(config: RunConfig, source: str) -> PreTrainedModel:
-    return load_model(source, revision=None if config.vocab else config.base.revision)
+    return load_base(config, source)
 
 
 def _trained_model(config: RunConfig, source: str, checkpoint: Checkpoint) -> PreTrainedModel | PeftModel:

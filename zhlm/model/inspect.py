@@ -1,10 +1,19 @@
-"""What is inside a model: its linear layers, its embeddings, and whether input and output share one matrix."""
+"""What is inside a model: its linear layers, its blocks, its embeddings, and whether input and output share one matrix."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+
+def linear_names(model: PreTrainedModel) -> tuple[list[str], list[str]]:
+    """Whole names of all linear layers, the head with them, and of those inside the transformer blocks."""
+    outputs = model.get_output_embeddings()
+    every = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    without_head = [name for name, module in every.items() if module is not outputs]
+    return list(every), [n for n in without_head if any(part.isdigit() for part in n.split("."))] or without_head
 
 
 def linear_targets(model: PreTrainedModel) -> list[str]:
@@ -12,17 +21,31 @@ def linear_targets(model: PreTrainedModel) -> list[str]:
 
     An ending is as short as it can be without matching a linear layer outside of the blocks.
     """
-    outputs = model.get_output_embeddings()
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not outputs]
-    in_blocks = [n for n in linear if any(part.isdigit() for part in n.split("."))] or linear
+    _, in_blocks = linear_names(model)
     others = [name for name, _ in model.named_modules() if name and name not in set(in_blocks)]
     return sorted({_ending(name, others) for name in in_blocks})
 
 
+def block_counts(model: nn.Module) -> dict[str, int]:
+    """The number of transformer blocks, by the name of the list that holds them: one, or one each of encoder and decoder."""
+    lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    return {name: count for name, count in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
+
+
+def table_modules(model: PreTrainedModel) -> list[Any]:
+    """The input embeddings, and the output head where there is one."""
+    return [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+
+
+def table_names(model: PreTrainedModel) -> list[str]:
+    """Whole names of the input embedding and the output head; both for tied models too."""
+    wanted = table_modules(model)
+    return [name for name, module in model.named_modules() if any(module is w for w in wanted)]
+
+
 def embedding_names(model: PreTrainedModel) -> list[str]:
     """Endings that name the input embedding and the output head, as PEFT's modules_to_save takes them; for tied models too."""
-    wanted = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
-    names = [name for name, module in model.named_modules() if any(module is w for w in wanted)]
+    names = table_names(model)
     others = [name for name, _ in model.named_modules() if name and name not in names]
     return [_ending(name, others) for name in names]
 

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from zhlm.config.schema import RunConfig
 from zhlm.errors import BaseModelError
 from zhlm.model.files import check_hub_name
 
@@ -20,8 +21,8 @@ HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
 """What is fetched of a hub model; pickled weights only where there are no others."""
 
 
-def local_folder(source: str, revision: str | None = None) -> Path:
-    """The folder that holds a base model; a hub model is taken from the local cache, or fetched into it.
+def local_folder(source: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The folder that holds a base model; a hub model is taken from the local cache, or fetched into it, with its weights or without.
 
     Everything that reads a base by hub name is quicker from this folder: offline, each look-up by name retries for 20 seconds.
 
@@ -36,17 +37,18 @@ def local_folder(source: str, revision: str | None = None) -> Path:
     try:
         with contextlib.suppress(FileNotFoundError):  # not in the cache
             cached = Path(snapshot_download(source, revision=revision, local_files_only=True))
-            if _has_weights(cached):
+            if _has_weights(cached) or (not weights and (cached / "config.json").is_file()):
                 return cached
     except HFValidationError:
         raise BaseModelError(f"base: {source!r} is neither a folder here nor a hub name such as org/model; correct base.model") from None
-    return _fetch(source, revision)
+    return _fetch(source, revision, weights)
 
 
-def _fetch(source: str, revision: str | None) -> Path:
+def _fetch(source: str, revision: str | None, weights: bool) -> Path:
     try:
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=HUB_FILES))
-        if not _has_weights(folder):
+        wanted = [pattern for pattern in HUB_FILES if weights or pattern != "*.safetensors"]
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+        if weights and not _has_weights(folder):
             folder = Path(snapshot_download(source, revision=revision, allow_patterns=[*HUB_FILES, "pytorch_model*.bin"]))
         return folder
     except RevisionNotFoundError:
@@ -86,9 +88,39 @@ def load_model(source: str, *, revision: str | None = None, dtype: torch.dtype |
     return loaded
 
 
+def load_base(config: RunConfig, source: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model of a run before training, from where `Run.base_model` says: as saved, or drawn by the run's seed.
+
+    Raises: BaseModelError as load_model.
+    """
+    if config.vocab is None and config.base.from_scratch:
+        return draw_model(source, config.seed, revision=config.base.revision, dtype=dtype)
+    return load_model(source, revision=None if config.vocab else config.base.revision, dtype=dtype)
+
+
+def draw_model(source: str, seed: int, *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A base's config with random weights; the same seed draws the same, in any precision and on every rank."""
+    config = load_model_config(source, revision=revision)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model_from_config(source, config).to(dtype)
+
+
+def model_from_config(source: str, config: PretrainedConfig) -> PreTrainedModel:
+    """A causal model of a base's config with float32 weights as its class starts them, in evaluation mode.
+
+    Raises: BaseModelError for a config of another kind.
+    """
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, KeyError, ImportError) as error:
+        raise BaseModelError(f"base: {source} is no causal model: {_one_line(error)}; name another base.model") from error
+    return model.eval()
+
+
 def load_model_config(source: str, *, revision: str | None = None) -> PretrainedConfig:
-    """The transformers config of a base. Raises: BaseModelError when there is none or its class is unknown."""
-    folder = local_folder(source, revision)
+    """The transformers config of a base, without fetching weights. Raises: BaseModelError when there is none or its class is unknown."""
+    folder = local_folder(source, revision, weights=False)
     if not (folder / "config.json").is_file():
         raise BaseModelError(f"base: {source} has no config.json, expected a folder written by save_pretrained; correct base.model")
     try:
@@ -99,7 +131,7 @@ def load_model_config(source: str, *, revision: str | None = None) -> Pretrained
 
 def check_base(source: str, revision: str | None, tokenizer_len: int) -> None:
     """Refuse a base without tokenizer files, or whose tokenizer has ids that the embedding has no row for. Reads no weights."""
-    folder = local_folder(source, revision)
+    folder = local_folder(source, revision, weights=False)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise BaseModelError(
             f"base: {source} has no tokenizer, expected tokenizer.json beside config.json; save the model's tokenizer into the folder"

@@ -1,5 +1,6 @@
 """Which parameters are trained: LoRA on linear layers, embeddings and head as a whole or their new rows, or everything."""
 
+import re
 from typing import Any
 
 import torch
@@ -8,50 +9,67 @@ from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from zhlm.config.schema import TrainConfig
-from zhlm.errors import ConfigError
-from zhlm.model.inspect import embedding_names, is_tied, linear_targets
+from zhlm.config.trained import LoraConfig
+from zhlm.model.choose import check_head, choose_linears, choose_modules, factors_of, frozen_parameters
+from zhlm.model.inspect import (
+    block_counts,
+    embedding_names,
+    is_tied,
+    linear_names,
+    linear_targets,
+    table_modules,
+    table_names,
+)
 from zhlm.model.new_rows import split_rows
 
 
 def make_trainable(model: PreTrainedModel, train: TrainConfig, seed: int, new_rows: range | None = None) -> PreTrainedModel | PeftModel:
     """Mark what `train` asks for as trainable, adding LoRA layers where it does; the seed fixes their start. `new_rows`: see `new_rows_of`.
 
-    Raises: ConfigError when a named target matches no layer, or the model's new rows cannot be trained alone.
+    Raises: ConfigError when a name or pattern of `train` matches nothing, or the model's new rows cannot be trained alone.
     """
     if train.lora is None:
-        return model.requires_grad_(True)
-    targets = linear_targets(model) if train.lora.targets == "auto" else train.lora.targets
-    _check_targets(model, targets)
+        model.requires_grad_(True)
+        _freeze(model, train)
+        return model
     torch.manual_seed(seed)
-    adapted = get_peft_model(model, _peft_config(model, train, targets))
+    adapted = get_peft_model(model, _peft_config(model, train, train.lora))
     if train.embeddings == "new_rows":
         assert new_rows, "which rows are new is known before training"
         split_rows(model, new_rows)
     return adapted
 
 
-def _peft_config(model: PreTrainedModel, train: TrainConfig, targets: list[str]) -> PeftLoraConfig:
-    assert train.lora is not None, "only LoRA runs have a PEFT config"
+def _freeze(model: PreTrainedModel, train: TrainConfig) -> None:
+    if train.freeze is None:
+        return
+    parameters = dict(model.named_parameters())
+    of_tables = {id(p) for module in table_modules(model) for p in module.parameters()}
+    tables = [name for name, p in parameters.items() if id(p) in of_tables]
+    for name in frozen_parameters(list(parameters), block_counts(model), tables, train.freeze, type(model).__name__):
+        parameters[name].requires_grad_(False)
+
+
+def _peft_config(model: PreTrainedModel, train: TrainConfig, lora: LoraConfig) -> PeftLoraConfig:
+    kind, tables = type(model).__name__, table_names(model)
+    linears = choose_linears(*linear_names(model), lora, kind)
+    check_head(linears, tables, train, tied=is_tied(model))
+    modules = choose_modules([name for name, _ in model.named_modules() if name], linears, tables, lora, kind)
     return PeftLoraConfig(
         task_type="CAUSAL_LM",
-        r=train.lora.r,
-        lora_alpha=train.lora.alpha,
-        lora_dropout=train.lora.dropout,
-        target_modules=targets,
-        modules_to_save=embedding_names(model) if train.embeddings == "all" else None,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        target_modules=linear_targets(model) if lora.targets == "auto" else linears,
+        # Whole names: PEFT takes any name that ends so, q_norm for norm as well.
+        modules_to_save=[*modules, *(embedding_names(model) if train.embeddings == "all" else [])] or None,
         # Without this, saving both embedding and head silently unties a tied model (twice the parameters, and they drift apart).
         ensure_weight_tying=train.embeddings == "all" and is_tied(model),
         # GPT-2 keeps its weights as (in, out); PEFT switches to it by itself but warns.
         fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in model.modules()),
     )
-
-
-def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
-    endings = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name}
-    missing = [t for t in targets if t.rsplit(".", 1)[-1] not in endings]
-    if missing:
-        known = ", ".join(linear_targets(model))
-        raise ConfigError(f"train: train.lora.targets names {missing[0]!r}, which {type(model).__name__} lacks; it has {known}")
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -67,29 +85,34 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
 
 
 def parameter_groups(model: torch.nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW groups: matrices, embeddings with a rate of their own, and vectors without weight decay.
+    """AdamW groups: matrices, embeddings with a rate of their own, and vectors without weight decay; each once for every rate in it.
 
-    Each group carries `peak_rate`, which the schedule multiplies.
+    Each group carries `peak_rate`, which the schedule multiplies. Raises: ConfigError for a pattern of rates that matches nothing.
     """
-    embedding_ids = {id(p) for module in _embedding_modules(model) for p in module.parameters()}
-    kinds: dict[str, list[torch.nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
-    for parameter in trained_parameters(model).values():
+    base = _base_of(model)
+    embedding_ids = {id(p) for module in table_modules(base) for p in module.parameters()}
+    plus_ratio = train.lora.plus_ratio if train.lora else 1.0
+    parameters = trained_parameters(model)
+    factors = factors_of(map(plain_name, parameters), train.rate_factors, type(base).__name__)
+    groups: dict[str, dict[float, list[torch.nn.Parameter]]] = {"matrices": {}, "embeddings": {}, "vectors": {}}
+    for name, parameter in parameters.items():
         kind = "embeddings" if id(parameter) in embedding_ids else "vectors" if parameter.ndim < 2 else "matrices"
-        kinds[kind].append(parameter)
-    embedding_rate = train.embedding_learning_rate or train.learning_rate
+        rate = (train.embedding_learning_rate or train.learning_rate) if kind == "embeddings" else train.learning_rate
+        rate *= factors[plain_name(name)] * (plus_ratio if ".lora_B." in name else 1.0)
+        groups[kind].setdefault(rate, []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "peak_rate": embedding_rate if kind == "embeddings" else train.learning_rate,
-            "weight_decay": train.weight_decay if kind == "matrices" else 0.0,
-        }
-        for kind, parameters in kinds.items()
-        if parameters
+        {"params": parameters, "peak_rate": rate, "weight_decay": train.weight_decay if kind == "matrices" else 0.0}
+        for kind, by_rate in groups.items()
+        for rate, parameters in by_rate.items()
     ]
 
 
-def _embedding_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
+def plain_name(name: str) -> str:
+    """A parameter's name without what PEFT puts around it: that of the base, or `<linear layer>.lora_A.weight`."""
+    return re.sub(r"\.(?:modules_to_save|base_layer|default)(?=\.)", "", name.removeprefix("base_model.model."))
+
+
+def _base_of(model: torch.nn.Module) -> PreTrainedModel:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel), f"expected a transformers model, got {type(base).__name__}"
-    found = [base.get_input_embeddings(), base.get_output_embeddings()]
-    return [m for m in found if m is not None]
+    return base

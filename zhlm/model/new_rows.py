@@ -99,7 +99,7 @@ def as_trainable_tokens(model: PeftModel, base: PreTrainedModel) -> PeftModel:
     adapted = get_peft_model(base, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if ".lora_" in name:
+            if parameter.requires_grad and not name.endswith(".new_rows"):
                 adapted.get_parameter(name).copy_(parameter)
     return adapted.eval()
 

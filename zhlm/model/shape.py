@@ -1,15 +1,16 @@
-"""What a model is made of, read from its config.json alone: layer sizes and parameter counts, without torch.
+"""What a model is made of, read from its config.json alone: names and sizes of its parameters, without torch.
 
-Exact for the model types in KNOWN: the counts equal those of the transformers classes, PEFT's LoRA included.
+Exact for the model types in KNOWN: names and counts equal those of the transformers classes, PEFT's LoRA included.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from zhlm.errors import BaseModelError
 
 Part = Literal["attention", "mlp"]
+HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,14 @@ class ModelShape:
     """The output head is the input embedding."""
     linears: tuple[Linear, ...]
     """Of one block; all blocks are alike."""
-    block_norms: int
-    """Norm parameters of one block."""
-    outer_norms: int
-    """Norm parameters outside the blocks."""
+    block_norms: Mapping[str, int]
+    """Norm parameters of one block, by their names inside it."""
+    outer_norms: Mapping[str, int]
+    """Norm parameters outside the blocks, by their names."""
+    embedding: str = "model.embed_tokens"
+    """Name of the input embedding."""
+    blocks: str = "model.layers"
+    """Name of the list of blocks."""
     learned_positions: int = 0
     """Rows of a position embedding."""
 
@@ -74,28 +79,33 @@ def parameters(shape: ModelShape) -> dict[str, int]:
         "embeddings": table,
         "positions": shape.learned_positions * shape.width,
         **of_part,
-        "norms": shape.layers * shape.block_norms + shape.outer_norms,
+        "norms": shape.layers * sum(shape.block_norms.values()) + sum(shape.outer_norms.values()),
         "head": 0 if shape.tied else table,
     }
 
 
-def lora_parameters(shape: ModelShape, r: int, targets: Literal["auto"] | Sequence[str]) -> int:
-    """Parameters that LoRA adds: r * (inputs + outputs) for each target layer; `auto` is every linear layer of the blocks.
+def linears(shape: ModelShape) -> dict[str, Linear]:
+    """All linear layers by their whole names, the head last."""
+    of_blocks = {f"{shape.blocks}.{i}.{m.name}": m for i in range(shape.layers) for m in shape.linears}
+    return of_blocks | {HEAD: Linear(HEAD, "mlp", shape.width, shape.vocabulary, False)}
 
-    Raises: BaseModelError for a target that no layer's name ends with.
-    """
-    head = Linear("lm_head", "mlp", shape.width, shape.vocabulary, False)
-    chosen: dict[str, int] = {}
-    for target in [m.name for m in shape.linears] if targets == "auto" else targets:
-        matches = {m.name: r * (m.inputs + m.outputs) for m in (*shape.linears, head) if f".{m.name}".endswith(f".{target}")}
-        if not matches:
-            raise BaseModelError(
-                f"train: lora target {target!r} matches no layer of a {shape.model_type} model; "
-                f"there are {', '.join(m.name for m in shape.linears)}; correct train.lora.targets",
-                target=target,
-            )
-        chosen |= matches
-    return sum(count * (1 if name == "lm_head" else shape.layers) for name, count in chosen.items())
+
+def named_parameters(shape: ModelShape) -> dict[str, int]:
+    """The size of every parameter by its whole name, in no order; a tied head is none of its own."""
+    found = {f"{shape.embedding}.weight": shape.vocabulary * shape.width, **shape.outer_norms}
+    for i in range(shape.layers):
+        found |= {f"{shape.blocks}.{i}.{name}": size for name, size in shape.block_norms.items()}
+    for name, linear in linears(shape).items():
+        if name != HEAD or not shape.tied:
+            found |= {f"{name}.weight": linear.inputs * linear.outputs} | ({f"{name}.bias": linear.outputs} if linear.bias else {})
+    if shape.learned_positions:
+        found["transformer.wpe.weight"] = shape.learned_positions * shape.width
+    return found
+
+
+def _norm(name: str, width: int) -> dict[str, int]:
+    """A layer norm with weight and bias."""
+    return {f"{name}.weight": width, f"{name}.bias": width}
 
 
 def _llama_like(
@@ -120,6 +130,7 @@ def _llama_like(
         Linear("mlp.up_proj", "mlp", width, inner, mlp_bias),
         Linear("mlp.down_proj", "mlp", inner, width, mlp_bias),
     )
+    norms = {"input_layernorm.weight": width, "post_attention_layernorm.weight": width}
     return ModelShape(
         model_type=c["model_type"],
         layers=c["num_hidden_layers"],
@@ -129,8 +140,8 @@ def _llama_like(
         positions=c["max_position_embeddings"],
         tied=bool(c.get("tie_word_embeddings", False)),
         linears=linears,
-        block_norms=2 * width + (2 * each if head_norms else 0),
-        outer_norms=width,
+        block_norms=norms | ({"self_attn.q_norm.weight": each, "self_attn.k_norm.weight": each} if head_norms else {}),
+        outer_norms={"model.norm.weight": width},
     )
 
 
@@ -170,8 +181,10 @@ def _gpt2(c: Mapping[str, Any]) -> ModelShape:
         positions=c["n_positions"],
         tied=bool(c.get("tie_word_embeddings", True)),
         linears=linears,
-        block_norms=4 * width,
-        outer_norms=2 * width,
+        block_norms=_norm("ln_1", width) | _norm("ln_2", width),
+        outer_norms=_norm("transformer.ln_f", width),
+        embedding="transformer.wte",
+        blocks="transformer.h",
         learned_positions=c["n_positions"],
     )
 
@@ -194,8 +207,10 @@ def _bloom(c: Mapping[str, Any]) -> ModelShape:
         positions=None,
         tied=bool(c.get("tie_word_embeddings", True)),
         linears=linears,
-        block_norms=4 * width,
-        outer_norms=4 * width,
+        block_norms=_norm("input_layernorm", width) | _norm("post_attention_layernorm", width),
+        outer_norms=_norm("transformer.word_embeddings_layernorm", width) | _norm("transformer.ln_f", width),
+        embedding="transformer.word_embeddings",
+        blocks="transformer.h",
     )
 
 

@@ -6,8 +6,10 @@ Source: the accounting of states by ZeRO stage is that of "ZeRO: Memory Optimiza
 
 from dataclasses import dataclass
 
+from zhlm.config.remedies import memory_remedies
 from zhlm.config.schema import RunConfig
-from zhlm.model.shape import ModelShape, lora_parameters, parameters
+from zhlm.model.shape import ModelShape, parameters
+from zhlm.model.trained import trained_sizes
 from zhlm.submit.sources import added_rows
 
 ADAM_BYTES = 8
@@ -39,16 +41,12 @@ class Counts:
 
 
 def count_parameters(config: RunConfig, shape: ModelShape) -> Counts:
-    """Raises: BaseModelError for a LoRA target that no layer has."""
-    parts = parameters(shape)
-    total = sum(parts.values())
-    lora = config.train.lora
-    if lora is None:
-        return Counts(total, 0)
-    # Embeddings and head, or their new rows, are trained as a copy beside the originals.
-    rows = {"none": 0, "new_rows": added_rows(config), "all": shape.vocabulary}[config.train.embeddings]
-    copied = rows * shape.width * (1 if shape.tied else 2)
-    return Counts(lora_parameters(shape, lora.r, lora.targets) + copied, total)
+    """Raises: ConfigError for a name or pattern of the train section that matches nothing in the model."""
+    total = sum(parameters(shape).values())
+    new_rows = added_rows(config) if config.train.embeddings == "new_rows" else 0
+    trained = sum(trained_sizes(shape, config.train, new_rows).values())
+    # What is trained whole beside LoRA is a copy: the originals stay.
+    return Counts(trained, total - trained if config.train.lora is None else total)
 
 
 def worker_memory(config: RunConfig, shape: ModelShape, workers: int) -> list[MemoryPart]:
@@ -57,12 +55,13 @@ def worker_memory(config: RunConfig, shape: ModelShape, workers: int) -> list[Me
     value_bytes = 2 if train.precision == "bfloat16" else 4
     sharded = {stage: workers if train.zero_stage >= stage else 1 for stage in (1, 2, 3)}
     all_weights = (counts.trainable + counts.frozen) * value_bytes
-    weights = all_weights // sharded[3]
+    kept, weights = all_weights // sharded[3], all_weights
     if train.zero_stage == 3:
         # A layer is gathered whole while it computes; the embedding is the widest one.
         parts = parameters(shape)
         one_block = (parts["attention"] + parts["mlp"]) // shape.layers
-        weights = min(all_weights, weights + max(parts["embeddings"], one_block) * value_bytes)
+        gathered = max(parts["embeddings"], one_block) * value_bytes
+        weights = min(all_weights, gathered if train.offload == "all" else kept + gathered)
     has_master = train.precision == "bfloat16" or train.zero_stage > 0
     states = counts.trainable * (ADAM_BYTES + (MASTER_BYTES if has_master else 0)) // sharded[1]
     rows = train.micro_batch_blocks * config.pack.block_tokens
@@ -70,11 +69,29 @@ def worker_memory(config: RunConfig, shape: ModelShape, workers: int) -> list[Me
     logits = rows * shape.vocabulary * (value_bytes + 4 + 4)
     return [
         MemoryPart("weights", weights),
+        *([MemoryPart("offloaded weights", kept, on_host=True)] if train.offload == "all" else []),
         MemoryPart("gradients", counts.trainable * value_bytes // sharded[2]),
-        MemoryPart("optimizer states", states, on_host=train.offload == "optimizer"),
+        MemoryPart("optimizer states", states, on_host=train.offload != "none"),
         MemoryPart("activations", _activation_bytes(config, shape, rows, value_bytes), estimated=True),
         MemoryPart("logits", logits),
     ]
+
+
+def too_large(config: RunConfig, shape: ModelShape, room_bytes: int, where: str) -> str:
+    """Why a run with the least workers cannot fit into so much memory for each, as one line; empty where it may.
+
+    Only what is sure counts: activations depend on the kernels, and what is in CPU memory beside a GPU is no part of its memory.
+    """
+    workers = config.resources.min_workers
+    parts = [p for p in worker_memory(config, shape, workers) if not (p.on_host and config.resources.gpus_per_worker) and not p.estimated]
+    needed = sum(p.size_bytes for p in parts)
+    if needed <= room_bytes:
+        return ""
+    told = ", ".join(f"{p.name} {p.size_bytes / 2**30:.2f} GiB" for p in sorted(parts, key=lambda p: -p.size_bytes) if p.size_bytes)
+    return (
+        f"train: each of {workers} workers needs at least {needed / 2**30:.2f} GiB ({told}; activations come on top), "
+        f"{where} has {room_bytes / 2**30:.2f} GiB for it; {memory_remedies(config, workers)}"
+    )
 
 
 def _activation_bytes(config: RunConfig, shape: ModelShape, rows: int, value_bytes: int) -> int:

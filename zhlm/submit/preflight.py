@@ -1,6 +1,7 @@
 """Checks of seconds before a run of hours: paths, sizes, storage, base model, and whether a cluster file can hold the run."""
 
 import errno
+import importlib.util
 import os
 import shutil
 import uuid
@@ -17,7 +18,7 @@ from zhlm.corpus.hub import check_local
 from zhlm.errors import BaseModelError, ClusterError, ConfigError, StorageError
 from zhlm.model.shape import KNOWN, ModelShape
 from zhlm.storage import SAMPLE_SCHEME, Place, Run, is_remote, resolve_root, storage_errors
-from zhlm.submit.memory import count_parameters
+from zhlm.submit.memory import count_parameters, too_large
 from zhlm.submit.sources import base_config, base_folder, read_object, trained_shape
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -34,16 +35,32 @@ def check(config: RunConfig) -> None:
     Raises: CorpusError, BaseModelError, ConfigError or StorageError, each one line.
     """
     check_corpus(config)
+    check_trackers(config)
     folder = base_folder(config)
     if folder is not None:
-        check_base_folder(folder, config.base.model)
+        check_base_folder(folder, config.base.model, weights=not config.base.from_scratch)
     checkpoint_bytes = 0
-    in_reach = not is_remote(config.base.model) or config.base.model.startswith(SAMPLE_SCHEME)
-    if in_reach and base_config(config).get("model_type") in KNOWN:
-        shape, _ = trained_shape(config)
+    shape = _known_shape(config)
+    if shape is not None:
         check_positions(config, shape)
         checkpoint_bytes = count_parameters(config, shape).checkpoint_bytes
     check_storage(config, checkpoint_bytes)
+
+
+def check_memory(config: RunConfig, room: tuple[int, str] | None) -> None:
+    """The model fits into the memory that each worker has, by bytes and what has them; None where that is not known.
+
+    Raises: ClusterError that says which part needs how much, and what to lower.
+    """
+    shape = _known_shape(config) if room is not None else None
+    if room is not None and shape is not None and (problem := too_large(config, shape, *room)):
+        raise ClusterError(problem)
+
+
+def _known_shape(config: RunConfig) -> ModelShape | None:
+    """None for a base that is not within reach yet, or whose sizes are not known from its config."""
+    in_reach = not is_remote(config.base.model) or config.base.model.startswith(SAMPLE_SCHEME)
+    return trained_shape(config)[0] if in_reach and base_config(config).get("model_type") in KNOWN else None
 
 
 def check_corpus(config: RunConfig) -> None:
@@ -59,6 +76,15 @@ def check_corpus(config: RunConfig) -> None:
             check_local(stream.dataset)
 
 
+def check_trackers(config: RunConfig) -> None:
+    """The package of each tracker is installed."""
+    for name in config.train.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"train: trackers names {name}, which is not installed here; pip install {name}, or remove it from train.trackers"
+            )
+
+
 def check_positions(config: RunConfig, shape: ModelShape) -> None:
     """Blocks are no longer than the model can read."""
     if shape.positions is not None and config.pack.block_tokens > shape.positions:
@@ -67,14 +93,14 @@ def check_positions(config: RunConfig, shape: ModelShape) -> None:
         )
 
 
-def check_base_folder(folder: Path, name: str) -> None:
+def check_base_folder(folder: Path, name: str, *, weights: bool = True) -> None:
     """The folder holds a model and a tokenizer that fit each other."""
     if not folder.is_dir():
         raise BaseModelError(f"base: {name} is a file, expected a folder with config.json, weights and tokenizer; correct base.model")
     names = set(os.listdir(folder))
     if "config.json" not in names:
         raise BaseModelError(f"base: {name} has no config.json, expected a Hugging Face model folder; correct base.model")
-    if not any(n.endswith((".safetensors", ".bin")) for n in names):
+    if weights and not any(n.endswith((".safetensors", ".bin")) for n in names):
         raise BaseModelError(f"base: {name} has no weights (*.safetensors or *.bin); download the model again or correct base.model")
     if not names.intersection(TOKENIZER_FILES):
         raise BaseModelError(

@@ -12,12 +12,18 @@ from zhlm.config.schema import TrainConfig
 from zhlm.model.lora import parameter_groups, trained_parameters
 from zhlm.train.schedule import Share
 
+ONE_FILE_BYTES = 2 << 30
+"""A LoRA checkpoint is one file of each kind up to this size; a larger one, and every other, has a file from each worker."""
+
 
 def deepspeed_config(train: TrainConfig, share: Share, world_size: int) -> dict[str, Any]:
     """The whole DeepSpeed dict. The optimizer and the schedule are ours, so neither appears in it."""
-    zero: dict[str, Any] = {"stage": train.zero_stage}
-    if train.offload == "optimizer":
+    # Without ZeRO, DeepSpeed keeps the float32 masters of bfloat16 weights where no checkpoint can reach them.
+    zero: dict[str, Any] = {"stage": max(train.zero_stage, 1) if train.precision == "bfloat16" else train.zero_stage}
+    if train.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
+    if train.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": share.micro_blocks,
         "gradient_accumulation_steps": share.accumulation,
@@ -38,9 +44,13 @@ class Engine:
         deepspeed = _import_deepspeed()
         self._world_size = distributed.get_world_size()
         self._parameters = trained_parameters(model)
+        self._is_lora = train.lora is not None
         groups = parameter_groups(model, train)
         self._peak_rates = [g.pop("peak_rate") for g in groups]
-        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=train.betas)
+        fused = torch.cuda.is_available() and train.offload == "none"
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=train.betas, fused=fused or None)
+        if train.compile:
+            model.compile()
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(train, share, self._world_size), dist_init_required=False
         )
@@ -67,9 +77,9 @@ class Engine:
         norm = self.deepspeed.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def gather(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Whole trained tensors and Adam moments by name. Collective."""
-        return sharded.gather(self._parameters, self._adam)
+    def state_copy(self) -> sharded.StateCopy:
+        """Of trained tensors and Adam moments, for saving. Collective; after one mute step."""
+        return sharded.StateCopy(self._parameters, self._adam, ONE_FILE_BYTES if self._is_lora else 0)
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Go on from a checkpoint, or from nothing; after one mute step in either case. Collective."""

@@ -32,6 +32,10 @@ class FailedElsewhere(Exception):  # noqa: N818 - told by the rank that it happe
     """Another rank cannot get its blocks."""
 
 
+class Regroup(Exception):  # noqa: N818 - no failure: raised by all ranks alike, before a step
+    """The workers are asked to leave; the message says why. Other ones, more or fewer, go on from here."""
+
+
 class Feed:
     """Gives the batches of each step in turn. A context manager, so that no thread goes on reading when training has ended."""
 
@@ -48,11 +52,12 @@ class Feed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ahead.close()
 
-    def take(self, step: int, waits: Callable[[], None]) -> tuple[Blocks | None, list[Batch], int, int]:
+    def take(self, step: int, waits: Callable[[], None], asked: Callable[[], str]) -> tuple[Blocks | None, list[Batch], int, int]:
         """This rank's blocks of the next step (None: it has none), the batch of each pass, and the targets and tokens of all ranks.
 
-        `waits` is called again and again while this rank's blocks are not there. Collective.
-        Raises: what reading raised; FailedElsewhere where another rank's reading did.
+        `waits` is called again and again while this rank's blocks are not there; `asked` says why the workers should leave, if they should.
+        Collective.
+        Raises: what reading raised; FailedElsewhere where another rank's reading did; Regroup where any rank was asked to leave.
         """
         dealt = self._deal(step)
         blocks: Blocks | None = None
@@ -68,12 +73,15 @@ class Feed:
             self.waited_s += time.monotonic() - started_s
             batches = list(self._batches(dealt, blocks)) if there else []
             own = [sum(b.num_targets for b in batches), sum(b.num_tokens for b in batches), int(not there), int(problem is not None)]
+            reason = asked()
             started_s = time.monotonic()
-            counts = torch.tensor(own, device=self._device)
+            counts = torch.tensor([*own, int(bool(reason))], device=self._device)
             distributed.all_reduce(counts)
-            num_targets, num_tokens, num_waiting, num_failed = (int(c) for c in counts)
+            num_targets, num_tokens, num_waiting, num_failed, num_asked = (int(c) for c in counts)
             if num_failed:
                 raise problem or FailedElsewhere
+            if num_asked:
+                raise Regroup(reason or "another rank was asked")
             if not num_waiting:
                 return blocks, batches, num_targets, num_tokens
             self.waited_s += time.monotonic() - started_s

@@ -1,9 +1,9 @@
 """Start the workers, watch them, and come back with a finished training or a named error."""
 
-import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,20 +13,28 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from zhlm.blocks.mix import block_weights, check_weights, steps_of
+from zhlm.checkpoint.made_for import made_for
 from zhlm.checkpoint.state import newest
 from zhlm.config.schema import ResourcesConfig, RunConfig
 from zhlm.errors import DeadlineError, TrainError
 from zhlm.records import Progress, Report
 from zhlm.storage import MANIFEST, Run
+from zhlm.track.trackers import Trackers, trackers_of
+from zhlm.train.elastic import ElasticTrainer, not_started
 from zhlm.train.loop import train_worker
+from zhlm.train.metrics import read_rows
 
 POLL_S = 0.5
+ASKED_S = 5.0
+"""How long the workers are asked to leave by what the controller said once."""
+START_S = 20.0
+"""How long places for workers may take where there was room a moment ago; a node died in between, or another job was faster."""
 ANSWER_TIMEOUT_S = 60
 
 
@@ -39,9 +47,18 @@ class Board:
         self._starts: list[tuple[int, list[str]]] = []
         self._waits = ""
         self._error: Exception | None = None
+        self._asked, self._asked_s = "", 0.0
 
     def start(self, step: int, passed_over: list[str]) -> None:
         self._starts.append((step, passed_over))
+        self._asked = ""
+
+    def ask(self, why: str) -> None:
+        """The workers should leave. Said again and again as long as it holds."""
+        self._asked, self._asked_s = why, time.monotonic()
+
+    def asked(self) -> str:
+        return self._asked if time.monotonic() < self._asked_s + ASKED_S else ""
 
     def put(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
@@ -66,7 +83,10 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
     """
     where = Run.of(config)
     steps = _steps(config, where)
-    if newest(where.checkpoints)[0] is None:
+    found, same = newest(where.checkpoints)[0], made_for(config, where)
+    if found is not None:
+        found.check_fits(same)
+    else:
         (where.folder / "trace").delete()  # of blocks whose training is forgotten
     # On the driver's machine: a spot node that is taken away must not take the news along.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -76,10 +96,13 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
         "config": _with_absolute_base(config).model_dump_json(),
         "folder": str(where.folder),
         "steps": steps,
+        "made_for": same,
         "board": board,
     }
-    trainer = TorchTrainer(
+    trainer = ElasticTrainer(
         train_worker,
+        board=board,
+        start_timeout_s=config.resources.start_timeout_s,
         train_loop_config=settings,
         scaling_config=scaling_config(config.resources),
         torch_config=TorchConfig(backend="nccl" if config.resources.gpus_per_worker else "gloo", timeout_s=600),
@@ -91,17 +114,21 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=most, controller_failure_limit=most),
         ),
     )
-    # Per start, so that all of them together keep to the deadline. A node that is still booting serves the next start.
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.resources.start_timeout_s / (most + 1))
+    # Per start, so that all of them together keep to the deadline. Before each start, room is waited for.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(START_S, config.resources.start_timeout_s / (most + 1)))
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # it would wait for the node's end; zhlm/train/elastic.py watches too
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # by default 2 s, for which the end and each checkpoint wait
-    with _watching(board, steps, config, report), _interruptible():
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise _named(error, config.resources) from error
-    _, starts, problem, _ = ray.get(board.take.remote(), timeout=ANSWER_TIMEOUT_S)
-    if problem is not None:
-        raise problem
+    with Trackers(trackers_of(config, where)) as trackers:
+        trackers.tell(read_rows(where.metrics, found.state.step if found else 0))
+        with _watching(board, steps, config, report, trackers), _interruptible():
+            try:
+                trainer.fit()
+            except TrainingFailedError as error:
+                raise _named(error, config.resources) from error
+        _, starts, problem, _ = ray.get(board.take.remote(), timeout=ANSWER_TIMEOUT_S)
+        if problem is not None:
+            raise problem
+        trackers.tell(read_rows(where.metrics))
     (where.folder / "ray").delete()
     return _facts(where, steps, len(starts) - 1)
 
@@ -154,8 +181,8 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _watching(board: Any, steps: int, config: RunConfig, report: Report) -> Iterator[None]:
-    """Turn the board's rows into progress while the main thread waits for the trainer."""
+def _watching(board: Any, steps: int, config: RunConfig, report: Report, trackers: Trackers) -> Iterator[None]:
+    """Turn the board's rows into progress, and pass them on, while the main thread waits for the trainer."""
     stop = threading.Event()
 
     def watch() -> None:
@@ -164,6 +191,7 @@ def _watching(board: Any, steps: int, config: RunConfig, report: Report) -> Iter
         done, told = 0, ""
         while not stop.wait(POLL_S):
             rows, starts, _, waits = ray.get(board.take.remote(), timeout=ANSWER_TIMEOUT_S)
+            trackers.tell(rows)
             for row in rows:
                 done = row["step"]
                 new = _shown(row, config)
@@ -173,6 +201,7 @@ def _watching(board: Any, steps: int, config: RunConfig, report: Report) -> Iter
                     shown["passed over"] = "; ".join(starts[-1][1])
                 if len(starts) > 1:
                     shown["restarts"] = len(starts) - 1
+                shown |= {f"{name} left out": problem for name, problem in trackers.problems.items()}
                 report(Progress("train", done, steps, "steps", shown))
             if waits and waits != told:
                 report(Progress("train", done, steps, "steps", shown | {"waiting for": waits}))
@@ -202,14 +231,14 @@ def _shown(row: dict[str, Any], config: RunConfig) -> dict[str, float | int | st
 def _named(error: TrainingFailedError, resources: ResourcesConfig) -> TrainError | DeadlineError:
     """What ended the training, as one line."""
     failure = getattr(error, "controller_failure", None)
+    if isinstance(failure, DeadlineError):
+        return failure
     if isinstance(failure, WorkerGroupStartupTimeoutError):
-        free = ray.available_resources()
-        asked = scaling_config(resources).resources_per_worker
-        return DeadlineError(
-            f"train: {resources.min_workers} workers of {asked} did not start within {resources.start_timeout_s} s, free now are "
-            f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU; wait for other jobs, or raise resources.start_timeout_s"
-        )
+        return DeadlineError(not_started(resources.min_workers, scaling_config(resources).resources_per_worker, resources.start_timeout_s))
     failures = getattr(error, "worker_failures", None)
+    for one in (failures or {}).values():
+        if isinstance(one, TrainError):
+            return TrainError(str(one))
     first = next(iter(failures.values())) if failures else failure or error
     reason = str(first).strip().splitlines()[-1]
     return TrainError(f"train: stopped after {resources.max_failures} restarts: {reason}; see the log")
@@ -217,17 +246,20 @@ def _named(error: TrainingFailedError, resources: ResourcesConfig) -> TrainError
 
 def _facts(where: Run, steps: int, restarts: int) -> dict[str, Any]:
     checkpoint, _ = newest(where.checkpoints)
-    assert checkpoint is not None and checkpoint.state.step == steps, f"training ended without a checkpoint of step {steps}"
-    rows = [json.loads(line) for line in where.metrics.read_text().splitlines()]
+    rows = read_rows(where.metrics)
+    stopped = next((r["step"] for r in rows if r.get("stopped_early")), None)
+    assert checkpoint is not None and checkpoint.state.step == (stopped or steps), f"training ended without a checkpoint of step {steps}"
     losses = [r["loss_nats"] for r in rows if "loss_nats" in r]
     last = next(r["validation"] for r in reversed(rows) if "validation" in r)
     scores = ", ".join(f"{name} {score['bits_per_byte']:.3f}" for name, score in last.items())
+    done = f"stopped early at step {stopped} of {steps}" if stopped else f"{steps} steps"
     return {
-        "steps": steps,
+        "steps": checkpoint.state.step,
+        "stopped_early": stopped is not None,
         "tokens": checkpoint.state.tokens,
         "seconds": round(checkpoint.state.seconds, 1),
         "restarts": max(0, restarts),
         "loss_nats": losses[-1] if losses else None,
         "validation": last,
-        "summary": f"{steps} steps, {checkpoint.state.tokens:,} tokens, bits per byte {scores}",
+        "summary": f"{done}, {checkpoint.state.tokens:,} tokens, bits per byte {scores}",
     }

@@ -2,7 +2,8 @@
 
 import math
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -11,24 +12,28 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import GetTimeoutError
 from torch import distributed
 
 from zhlm.blocks.read import BlockReader, training_reader
 from zhlm.blocks.store import Ledger, read_plan
-from zhlm.checkpoint.state import Checkpoint, TrainState, newest, prune, save
+from zhlm.checkpoint.saver import Keep, Saver, newest_together
+from zhlm.checkpoint.state import Checkpoint, Scores, TrainState
 from zhlm.config.schema import RunConfig
-from zhlm.errors import CheckpointError, DeadlineError, StorageError, TrainError, UserError
-from zhlm.model.load import load_model
+from zhlm.errors import DeadlineError, StorageError, TrainError, UserError
+from zhlm.model.load import load_base
 from zhlm.model.lora import make_trainable
 from zhlm.model.new_rows import new_rows_of
 from zhlm.objectives.causal import make_batch, sum_nats
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
+from zhlm.train.early_stop import EarlyStop
 from zhlm.train.engine import Engine, load_trainable
-from zhlm.train.feed import FailedElsewhere, Feed
+from zhlm.train.feed import FailedElsewhere, Feed, Regroup
 from zhlm.train.isolation import check_isolation
-from zhlm.train.metrics import BlockTrace, MetricsLog
-from zhlm.train.schedule import Share, deal, rate_factor, share_of
+from zhlm.train.metrics import BlockTrace, MetricsLog, read_rows
+from zhlm.train.schedule import Share, deal, rate_factor, share_of, steps_at_the_peak
+from zhlm.train.shortage import Shortage, memory_for
 from zhlm.train.validate import HeldOut, held_out, validate
 
 
@@ -40,6 +45,8 @@ class Settings:
     folder: str
     """The run folder, absolute or remote."""
     steps: int
+    made_for: dict[str, Any] = field(default_factory=dict)
+    """What a checkpoint can be taken up for: see checkpoint/made_for.py."""
 
 
 @dataclass
@@ -72,13 +79,15 @@ def train_worker(settings: dict[str, Any]) -> None:
         ray.get(board.fail.remote(error), timeout=60)
     except FailedElsewhere:
         return
+    except Shortage as shortage:  # raised, for the others may wait for this rank; elastic.py starts nobody again for it
+        raise shortage.told(config, ray.train.get_context().get_world_size()) from shortage
 
 
 class _Waits:
     """What a rank waits for. Readers look ahead, so that it is told only when nothing can be done meanwhile."""
 
     def __init__(self, board: Any) -> None:
-        self._board, self._ahead = board, ""
+        self._board, self._ahead, self._ask_next_s = board, "", 0.0
 
     def note(self, what: str) -> None:
         self._ahead = what
@@ -86,24 +95,41 @@ class _Waits:
     def tell(self, what: str | None = None) -> None:
         self._board.wait.remote((what or self._ahead).removeprefix("train waits for "))
 
+    def asked(self) -> str:
+        """Why the workers should leave, if they should. One rank asks, once a second: a millisecond, and the feed tells all of them."""
+        if time.monotonic() < self._ask_next_s or ray.train.get_context().get_world_rank() != 0:
+            return ""
+        self._ask_next_s = time.monotonic() + 1
+        with suppress(GetTimeoutError):  # a driver that is busy now can ask later
+            return str(ray.get(self._board.asked.remote(), timeout=10))
+        return ""
+
 
 def _train(settings: Settings, board: Any) -> None:
     train = settings.config.train
     checkpoints = Run(Place(settings.folder)).checkpoints
-    found, passed_over = newest(checkpoints)
+    found, passed_over = newest_together(checkpoints)
     state = found.state if found else TrainState()
+    stop = EarlyStop(settings.config, read_rows(Run(Place(settings.folder)).metrics, state.step))
     worker = _build(settings, found, _Waits(board))
-    log = MetricsLog(worker.run.metrics, state.step) if worker.rank == 0 else None
+    log = MetricsLog(worker.run, state.step) if worker.rank == 0 else None
     teller = _Teller(board, log, worker, passed_over, state)
 
     if state.step == 0:
-        teller.tell(state, validation=validate(worker.engine.deepspeed, worker.held_out, worker.device))
-    with Feed(worker.reader, worker.deal, range(state.step, settings.steps), worker.share.micro_blocks, worker.device) as feed:
+        _validate(worker, state, stop, teller)
+    with (
+        Feed(worker.reader, worker.deal, range(state.step, settings.steps), worker.share.micro_blocks, worker.device) as feed,
+        _saver(worker, teller, state) as saver,
+    ):
         trace = BlockTrace(worker.run.folder / "trace", worker.rank, worker.world_size, state.step, worker.reader)
-        while state.step < settings.steps:
+        while state.step < settings.steps and not stop.due:
             started_s = time.monotonic()
             worker.engine.set_rates(rate_factor(state.step, settings.steps, train))
-            loss_nats, tokens = _step(worker, feed, trace, state.step)
+            try:
+                loss_nats, tokens = _step(worker, feed, trace, state.step)
+            except Regroup:
+                saver.save(state, wait=True)
+                raise
             state = TrainState(
                 step=state.step + 1,
                 consumed_blocks=state.consumed_blocks + train.global_batch_blocks,
@@ -114,13 +140,25 @@ def _train(settings: Settings, board: Any) -> None:
             if state.step % train.log_every == 0 or last:
                 rate = train.learning_rate * rate_factor(state.step - 1, settings.steps, train)
                 teller.tell_step(state, feed.waited_s, loss_nats=loss_nats, grad_norm=worker.engine.grad_norm(), learning_rate=rate)
+            scores = None
             if state.step % train.validate_every == 0 or last:
-                teller.tell(state, validation=validate(worker.engine.deepspeed, worker.held_out, worker.device))
-            if state.step % train.checkpoint_every == 0 or last:
-                _save(worker, state)
-                ray.train.report({"step": state.step, "loss_nats": loss_nats})
+                scores = _validate(worker, state, stop, teller)
+            if state.step % train.checkpoint_every == 0 or last or stop.due or state.step == steps_at_the_peak(settings.steps, train):
+                blocked_s = saver.save(state, scores, wait=last or stop.due)
+                teller.note(state, checkpoint_blocked_s=round(blocked_s, 5))
+            saver.look()
+        teller.catch_up()
 
 
+@memory_for("a validation")
+def _validate(worker: Worker, state: TrainState, stop: EarlyStop, teller: "_Teller") -> Scores:
+    scores = validate(worker.engine.deepspeed, worker.held_out, worker.device)
+    stop.note(scores)
+    teller.tell(state, validation=scores, **({"stopped_early": True} if stop.due else {}))
+    return scores
+
+
+@memory_for("building the model")
 def _build(settings: Settings, found: Checkpoint | None, waits: _Waits) -> Worker:
     config, train = settings.config, settings.config.train
     context = ray.train.get_context()
@@ -134,7 +172,7 @@ def _build(settings: Settings, found: Checkpoint | None, waits: _Waits) -> Worke
 
     dtype = torch.bfloat16 if train.precision == "bfloat16" else torch.float32
     # Found on each machine by itself: a folder fetched from an object store is on one disk only.
-    model = load_model(run.base_model(config), revision=None if config.vocab else config.base.revision, dtype=dtype)
+    model = load_base(config, run.base_model(config), dtype=dtype)
     check_isolation(model)
     model = make_trainable(model, train, config.seed, new_rows_of(config, run))
     if train.gradient_checkpointing:
@@ -150,6 +188,7 @@ def _build(settings: Settings, found: Checkpoint | None, waits: _Waits) -> Worke
     return worker
 
 
+@memory_for("the first batch")
 def _mute_step(worker: Worker) -> None:
     """One step of the largest shape that learns nothing: too little memory shows now, and it creates the optimizer's moments."""
     block_tokens, rows = worker.settings.config.pack.block_tokens, worker.share.micro_blocks
@@ -160,13 +199,14 @@ def _mute_step(worker: Worker) -> None:
         worker.engine.end_pass()
 
 
+@memory_for("a training step")
 def _step(worker: Worker, feed: Feed, trace: BlockTrace, step: int) -> tuple[float, int]:
     """One optimizer step. Returns the mean loss per target of the global batch, in nats, and the batch's tokens.
 
     Raises: TrainError on a non-finite loss, before the optimizer moves.
     """
     dealt = worker.deal(step)
-    blocks, batches, num_targets, num_tokens = feed.take(step, worker.waits.tell)
+    blocks, batches, num_targets, num_tokens = feed.take(step, worker.waits.tell, worker.waits.asked)
     if worker.settings.config.train.trace_blocks:
         trace.append(step + 1, list(chain.from_iterable(dealt)), blocks)
 
@@ -200,19 +240,24 @@ def _key(*parts: int) -> int:
     return int(np.random.SeedSequence([p % (1 << 32) for p in parts]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _save(worker: Worker, state: TrainState) -> None:
-    """Rank 0 writes what all ranks gathered; a failure is told to all, so that none waits for the others."""
-    trainable, optimizer = worker.engine.gather()
-    problem: list[Exception | None] = [None]
-    if worker.rank == 0:
-        try:
-            save(worker.run.checkpoints, state, trainable, optimizer)
-            prune(worker.run.checkpoints, worker.settings.config.train.keep_checkpoints)
-        except (StorageError, CheckpointError) as error:
-            problem = [error]
-    distributed.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise problem[0]
+def _saver(worker: Worker, teller: "_Teller", resumed: TrainState) -> Saver:
+    train, streams = worker.settings.config.train, worker.settings.config.streams
+    return Saver(
+        worker.run.checkpoints,
+        worker.engine.state_copy(),
+        Keep(
+            train.keep_checkpoints,
+            train.keep_best,
+            tuple(s.name for s in streams if s.role == "new"),
+            steps_at_the_peak(worker.settings.steps, train),
+        ),
+        worker.settings.made_for,
+        worker.device,
+        resumed.step,
+        tells=worker.waits.tell,
+        first=teller.catch_up,
+        reports=lambda whole: ray.train.report({"step": whole.step}),
+    )
 
 
 class _Teller:
@@ -220,15 +265,30 @@ class _Teller:
 
     def __init__(self, board: Any, log: MetricsLog | None, worker: Worker, passed_over: list[str], resumed: TrainState) -> None:
         self._board, self._log, self._worker = board, log, worker
-        self._seen, self._waited_s, self._packed = resumed, 0.0, 0.0
+        self._seen, self._waited_s, self._packed, self._is_behind = resumed, 0.0, 0.0, False
         if log is not None:
             board.start.remote(resumed.step, passed_over)
 
     def tell(self, state: TrainState, **facts: Any) -> None:
         if self._log is not None:
-            self._log.append({"step": state.step, **facts})
+            self._board.put.remote(self._log.append({"step": state.step, **facts}))
+            self._is_behind = True
+            try:
+                self.catch_up()
+            except StorageError as error:  # it may be back in a moment; if not, the next save says so to all ranks
+                self._worker.waits.tell(str(error))
+
+    def catch_up(self) -> None:
+        """Write the rows that are not written yet. Raises: StorageError."""
+        if self._log is not None and self._is_behind:
             self._log.flush()
-            self._board.put.remote({"step": state.step, **facts})
+            self._is_behind = False
+
+    def note(self, state: TrainState, **facts: Any) -> None:
+        """A row that is written with the next one, or with the next checkpoint."""
+        if self._log is not None:
+            self._log.append({"step": state.step, **facts})
+            self._is_behind = True
 
     def tell_step(self, state: TrainState, waited_s: float, **facts: Any) -> None:
         """`waited_s`: for blocks, since the loop began. Rates and shares are of the steps since the last row."""

@@ -1,6 +1,8 @@
-"""What training writes as it goes: metrics.jsonl, a row per logged step by one worker; and on request trace/, each worker's own blocks."""
+"""What training writes as it goes: metrics.jsonl and TensorBoard's copy of it, a row per logged step by one worker; and on request trace/,
+each worker's own blocks."""
 
 import json
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,23 +11,34 @@ import numpy as np
 
 from zhlm.blocks.read import BlockReader
 from zhlm.records import Blocks
-from zhlm.storage import Place, storage_errors
+from zhlm.storage import Place, Run, storage_errors
+from zhlm.track.tensorboard import FOLDER, EventFile
+
+
+def read_rows(place: Place, until_step: int | None = None) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl up to a step; with step 0 none, for a training that begins tells them again."""
+    text = place.read_text() if until_step != 0 and place.exists() else ""
+    return [row for row in map(json.loads, text.splitlines()) if until_step is None or row["step"] <= until_step]
 
 
 class MetricsLog:
     """Rows of a run so far. A restart drops the rows after its checkpoint, so that no step is told twice."""
 
-    def __init__(self, place: Place, resumed_step: int) -> None:
-        self._place = place
-        text = place.read_text() if place.exists() and resumed_step else ""
-        self._rows = [row for row in map(json.loads, text.splitlines()) if row["step"] <= resumed_step]
+    def __init__(self, run: Run, resumed_step: int) -> None:
+        self._place = run.metrics
+        self._rows = read_rows(self._place, resumed_step)
+        self._events = EventFile(run.folder / FOLDER, self._rows)
 
-    def append(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
+    def append(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Returns the row as it is kept, with the time."""
+        self._rows.append(row | {"unix_s": round(time.time(), 3)})
+        self._events.append(self._rows[-1])
+        return self._rows[-1]
 
     def flush(self) -> None:
         """Make the rows visible to readers; the file is small, and an object store cannot append."""
         self._place.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+        self._events.flush()
 
 
 class BlockTrace:

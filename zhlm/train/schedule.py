@@ -7,15 +7,37 @@ from zhlm.config.schema import TrainConfig
 
 
 def rate_factor(step: int, steps: int, train: TrainConfig) -> float:
-    """Learning rate of a step (from 0), as a share of the peak. Rises linearly, then follows the schedule to `final_rate_share`."""
-    warmup_steps = math.ceil(train.warmup_share * steps)
+    """Learning rate of a step (from 0), as a share of the peak. Rises linearly, then follows the schedule to `final_rate_share`.
+
+    Source: warmup-stable-decay is that of MiniCPM (Hu et al., 2024), its fall as 1 - sqrt that of Haegele et al., 2024, where it ended
+    lower than a linear one. Both end at zero; ours ends where the other schedules do.
+    """
+    warmup_steps = _warmup_steps(steps, train)
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
-    if train.schedule == "constant":
+    first = decay_start(steps, train)
+    if step < first:
         return 1.0
-    done = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
-    shape = 1 - done if train.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    done = (step - first) / max(1, steps - 1 - first)
+    shape = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "wsd": 1 - math.sqrt(done)}[train.schedule]
     return train.final_rate_share + (1 - train.final_rate_share) * shape
+
+
+def decay_start(steps: int, train: TrainConfig) -> int:
+    """The last step at the peak, from which the rate falls; `steps` where it never does."""
+    if train.schedule == "constant":
+        return steps
+    warmup_steps = _warmup_steps(steps, train)
+    return warmup_steps if train.schedule != "wsd" else max(warmup_steps, steps - 1 - math.ceil(train.decay_share * steps))
+
+
+def _warmup_steps(steps: int, train: TrainConfig) -> int:
+    return math.ceil(train.warmup_share * steps) if train.warmup_steps is None else train.warmup_steps
+
+
+def steps_at_the_peak(steps: int, train: TrainConfig) -> int | None:
+    """With `wsd`, the number of steps after which the rate falls: what is trained by then serves longer runs too."""
+    return decay_start(steps, train) + 1 if train.schedule == "wsd" else None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """Bits per byte on held-out blocks during training: comparable across vocabularies, unlike perplexity."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import distributed
 
 from zhlm.blocks.read import BlockReader
+from zhlm.config.schema import StreamConfig
 from zhlm.objectives.causal import Batch, sum_nats
 from zhlm.records import Blocks
 from zhlm.train.feed import filled_up
@@ -58,3 +60,9 @@ def validate(model: torch.nn.Module, parts: list[HeldOut], device: torch.device)
         scores[part.stream] = {"bits_per_byte": nats / max(1.0, targets) / math.log(2) * part.targets_per_byte}
     model.train(was_training)
     return scores
+
+
+def new_bits_per_byte(scores: Mapping[str, Mapping[str, float]], streams: Iterable[StreamConfig]) -> float:
+    """What says which of two checkpoints is better: the mean over the streams to learn, whatever their weights."""
+    new = [scores[s.name]["bits_per_byte"] for s in streams if s.role == "new" and s.name in scores]
+    return math.fsum(new) / len(new)

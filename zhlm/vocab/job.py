@@ -19,7 +19,7 @@ from zhlm.corpus.streams import files_of
 from zhlm.embeddings.compare import check_causal
 from zhlm.embeddings.grow import Extension, grow, growth_of, held_out
 from zhlm.errors import AdviceError, ConfigError, CorpusError, DeadlineError, StorageError, ZhlmError
-from zhlm.model.load import check_base, load_model, local_folder
+from zhlm.model.load import check_base, draw_model, load_model, local_folder
 from zhlm.model.resize import check_heads
 from zhlm.pieces.base import Base
 from zhlm.pieces.count import LEARN_CHARS, CountTask, FileCount, count_file, plan_counts
@@ -59,6 +59,8 @@ class Order:
     """Becomes a folder with tokenizer, model and verify.json, in one move at the end."""
     tasks: int
     """Files counted, or proved, at the same time."""
+    draw_seed: int | None = None
+    """Of random weights in place of the base's own. None: its own."""
 
     @property
     def new(self) -> list[str]:
@@ -82,7 +84,8 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
     assert config.vocab is not None, "the vocab stage runs only where the config has a vocab section"
     run = Run.of(config)
     source, tasks = run.original_model(config), config.resources.pack_tasks
-    facts = extend_base(Order(source, config.base.revision, config.streams, run.resolve, config.vocab, run.vocab, tasks), report)
+    seed = config.seed if config.base.from_scratch else None
+    facts = extend_base(Order(source, config.base.revision, config.streams, run.resolve, config.vocab, run.vocab, tasks, seed), report)
     return facts | {"base": config.base.model, "base_revision": config.base.revision}
 
 
@@ -134,13 +137,13 @@ def _extend(order: Order, opened: _Opened, tasks: Sequence[CountTask], report: R
 
 def _open(order: Order) -> _Opened:
     """All that can be refused before any text is read."""
-    folder = str(local_folder(order.base, order.revision))
+    folder = str(local_folder(order.base, order.revision, weights=order.draw_seed is None))
     tokenizer = load_tokenizer(folder)
     first_id = first_new_id(tokenizer)
     check_base(folder, None, first_id)
     base = take_apart(tokenizer.backend_tokenizer)
     words = read_words(order.vocab.word_list, tokenizer, base) if order.vocab.word_list else []
-    model = load_model(folder, dtype="auto")
+    model = load_model(folder, dtype="auto") if order.draw_seed is None else draw_model(folder, order.draw_seed)
     check_heads(model)
     if order.vocab.compare_init or order.vocab.init == "auto":
         check_causal(model)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from zhlm.checkpoint.state import OPTIMIZER, PROGRESS, TRAINABLE, TrainState, newest, prune, save
-from zhlm.errors import CheckpointError
+from zhlm.checkpoint.state import FORMAT, OPTIMIZER, PROGRESS, TRAINABLE, Facts, TrainState, newest, prune, save
+from zhlm.errors import CheckpointError, RunError
 from zhlm.storage import Place
 
 
@@ -88,7 +88,7 @@ def test_all_damaged_means_none_and_each_is_told(tmp_path: Path) -> None:
 
 def test_an_unfinished_save_is_not_seen(tmp_path: Path) -> None:
     save_step(Place(tmp_path), 4)
-    (tmp_path / ".step_00000008.abc").mkdir()
+    (tmp_path / ".step_00000008.0123abcd").mkdir()
     found, passed_over = newest(Place(tmp_path))
     assert found is not None and found.state.step == 4 and passed_over == []
 
@@ -126,6 +126,45 @@ def test_progress_says_where_the_run_is(tmp_path: Path) -> None:
     assert set(progress["sha256"]) == {TRAINABLE, OPTIMIZER}
 
 
+def test_a_checkpoint_of_before_formats_had_numbers_is_read(tmp_path: Path) -> None:
+    progress = save_step(Place(tmp_path), 4) / PROGRESS
+    old = {name: json.loads(progress.read_text(encoding="utf-8"))[name] for name in ("state", "sha256")}
+    progress.write_text(json.dumps(old), encoding="utf-8")
+    found, passed_over = newest(Place(tmp_path))
+    assert found is not None and found.state.step == 4 and passed_over == [] and found.facts == Facts()
+    found.check_fits({"base": "anything"})
+    old["sha256"].popitem()
+    progress.write_text(json.dumps(old), encoding="utf-8")
+    assert newest(Place(tmp_path)) == (None, ["step_00000004 passed over: progress.json is damaged"])
+
+
+def test_a_newer_format_is_refused_and_not_passed_over(tmp_path: Path) -> None:
+    save_step(Place(tmp_path), 4)
+    progress = save_step(Place(tmp_path), 8) / PROGRESS
+    newer = json.loads(progress.read_text(encoding="utf-8")) | {"format": FORMAT + 1, "sha256": {"trained.bin": "?"}, "state": {"at": 8}}
+    progress.write_text(json.dumps(newer), encoding="utf-8")
+    with pytest.raises(
+        RunError, match=rf"step_00000008 has format {FORMAT + 1}, this version of zhlm reads 1 to {FORMAT}; install"
+    ) as caught:
+        newest(Place(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+MADE_FOR = {"base": "qwen (0a1b)", "tokenizer": "77aa", "block_tokens": 2048, "objective": "causal"}
+
+
+@pytest.mark.parametrize("changed", [{"base": "llama (22cc)"}, {"tokenizer": "88bb"}, {"block_tokens": 4096}, {"objective": "masked"}])
+def test_what_it_was_made_for_must_be_the_same(tmp_path: Path, changed: dict[str, object]) -> None:
+    save(Place(tmp_path), TrainState(step=4), *tensors(4), Facts(made_for=MADE_FOR))
+    found, _ = newest(Place(tmp_path))
+    assert found is not None
+    found.check_fits(MADE_FOR)
+    ((name, value),) = changed.items()
+    with pytest.raises(RunError) as caught:
+        found.check_fits(MADE_FOR | changed)
+    assert f"step_00000004 was made for something else ({name}: {MADE_FOR[name]!r} -> {value!r}); restore the setting" in str(caught.value)
+
+
 def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     place = Place(tmp_path)
     for step in (2, 10, 4, 8):
@@ -142,3 +181,18 @@ def test_a_number_that_outgrows_its_digits_is_still_the_newest(place: Place) -> 
     assert found is not None and found.state.step == 100_000_000
     prune(place, 1)
     assert place.names() == ["step_100000000"]
+
+
+def test_prune_keeps_the_best_by_the_mean_of_the_streams(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    scores = {2: (2.0, 3.0), 4: (1.0, 9.0), 6: (2.1, 2.1), 8: (2.1, 2.1), 10: (5.0, 5.0)}
+    for step, (zh, yue) in scores.items():
+        validation = {"zh": {"bits_per_byte": zh}, "yue": {"bits_per_byte": yue}}
+        save(place, TrainState(step=step), *tensors(step), Facts(validation))
+    save(place, TrainState(step=12), *tensors(12), Facts({"zh": {"bits_per_byte": float("nan")}, "yue": {"bits_per_byte": 0.1}}))
+    (tmp_path / "step_00000002" / PROGRESS).write_text("[]", encoding="utf-8")
+    prune(place, 1, keep_best=1, streams=["zh", "yue"])
+    assert place.names() == ["step_00000008", "step_00000012"], "of equal ones the later"
+    save(place, TrainState(step=14), *tensors(14), Facts({"zh": {"bits_per_byte": 1.0}, "yue": {"bits_per_byte": 1.0}}))
+    prune(place, 1, keep_best=2, streams=["zh", "yue"])
+    assert place.names() == ["step_00000008", "step_00000014"]

@@ -81,12 +81,28 @@ def test_words_that_look_like_numbers_or_dates_stay_words(file: Path, name: str)
         ("base=", "base is None; input should be an object"),
         ("name=a/b", "name is 'a/b'; string should match pattern"),
         ("streams=[]", "streams is []; list should have at least 1 item"),
-        ("train.lora.targets=7", "train.lora.targets is 7; input should be 'auto' or Input should be a valid array"),
+        ("train.lora.targets=7", "train.lora.targets is 7; input should be a valid string or Input should be a valid array"),
+        ("train.lora.targets=q_(", "'q_(' is no regular expression (missing ), unterminated subpattern at position 2); correct it"),
+        ("train.lora.targets=[]", "train.lora.targets is []; "),
+        ("train.rate_factors={'*': 2}", "'*' is no regular expression"),
+        ("train.rate_factors={'.*': 0}", "input should be greater than 0"),
+        ("train.lora.plus_ratio=0", "train.lora.plus_ratio is 0; input should be greater than 0"),
+        ("train.freeze={first_layers: 1}", "train: freeze is set beside lora, which freezes the whole base; set lora: null, or choose"),
+        ("train={steps: 4, lora: null, freeze: {}}", "train.freeze: nothing is named; set first_layers, last_layers, embeddings or"),
+        ("train={steps: 4, schedule: wsd, decay_share: 0.99}", "warmup_share 0.05 and decay_share 0.99 exceed 1 together; lower one"),
         ("train.lora.targets=[1, 2]", "train.lora.targets.0 is 1; input should be a valid string"),
         ("train.epochs=1", "train: steps is 4 and epochs is 1.0; set exactly one of the two"),
         ("train.steps=null", "train: steps is None and epochs is None; set exactly one of the two"),
         ("train.micro_batch_blocks=99", "train: micro_batch_blocks 99 exceeds global_batch_blocks 16; lower the first"),
         ("train={steps: 4, offload: optimizer, zero_stage: 0}", "offload: optimizer needs zero_stage 1, 2 or 3, and zero_stage is 0"),
+        ("train.precision=float16", "train.precision: float16 overflows, and DeepSpeed then leaves steps out without a word"),
+        ("train.precision=fp16", "set bfloat16, or float32 where the hardware lacks it"),
+        ("train.precision=int8", "train.precision is 'int8'; input should be 'float32' or 'bfloat16'"),
+        ("train.trackers=[tensorboard]", "train.trackers.0 is 'tensorboard'; input should be 'wandb' or 'mlflow'"),
+        ("train={steps: 4, compile: true, zero_stage: 3}", "compile is true, zero_stage 3 and gradient_checkpointing False; it works with"),
+        ("train.early_stop={patience: 0}", "train.early_stop.patience is 0; input should be greater than 0"),
+        ("train={steps: 4, offload: all, zero_stage: 2}", "offload: all needs zero_stage 3, and zero_stage is 2; set zero_stage: 3"),
+        ("base.from_scratch=true", "base.from_scratch draws random weights, and train.lora would leave them so; set train.lora: null"),
         ("streams.1.name=zh", "streams: the name 'zh' is used twice; give each stream its own name"),
         ("streams.0.role=old", "streams: none has role `new`; mark the language to learn with role: new"),
         ("base.model=sample://base", "base.model is sample://base but sample.base is null; add a sample.base section"),
@@ -103,6 +119,7 @@ def test_new_rows_that_nothing_would_train_are_refused(file: Path) -> None:
     assert "vocab adds rows but train.embeddings is none" in said and "set train.embeddings: all or new_rows, or vocab: null" in said
     assert load_config(file, ["vocab={}", "train.embeddings=none", "train.lora=null"]).vocab is not None
     assert load_config(file, ["vocab={}", "train.embeddings=new_rows"]).train.embeddings == "new_rows"
+    assert "set one of them to null" in message(file, "vocab={}", "train.lora=null", "train.freeze={embeddings: true}")
     assert "new_rows but vocab is null, so there are none" in message(file, "train.embeddings=new_rows")
     assert "new_rows but lora is null, so all rows would be" in message(file, "vocab={}", "train.embeddings=new_rows", "train.lora=null")
 

@@ -44,11 +44,18 @@ def config(**changes: Any) -> RunConfig:
         ({"train__learning_rate": 1e-5}, "train"),
         ({"train__zero_stage": 3}, "train"),
         ({"train__lora__r": 2}, "train"),
+        ({"train__lora__plus_ratio": 16.0}, "train"),
+        ({"train__rate_factors": {".*": 2.0}}, "train"),
+        ({"train__schedule": "wsd"}, "train"),
+        ({"train__lora": None, "train__freeze": {"embeddings": False, "first_layers": 1}}, "train"),
+        ({"train__lora": None, "base__from_scratch": True}, "vocab pack train"),
         ({"train__log_every": 99}, ""),
+        ({"train__trackers": ["wandb"]}, ""),
+        ({"train__early_stop": {"patience": 2}}, "train"),
         ({"train__validate_every": 99}, ""),
         ({"train__validation_blocks": 99}, ""),
         ({"train__checkpoint_every": 99}, ""),
-        ({"train__keep_checkpoints": 99}, ""),
+        ({"train__keep_checkpoints": 99, "train__keep_best": 0}, ""),
         ({"train__start": "after_packing"}, ""),
         ({"train__trace_blocks": True}, ""),
         ({"pack__shard_bytes": 99}, "pack"),
@@ -69,6 +76,13 @@ def test_a_change_touches_exactly_these_stages(change: dict[str, Any], touched: 
     before, after = config(), config(**change)
     assert before != after
     assert [s for s in STAGES if reads(before, s) != reads(after, s)] == touched.split()
+
+
+def test_the_rhythm_of_measurements_counts_where_they_end_the_training() -> None:
+    stops = {"train__early_stop": {}}
+    for change in ({"train__validate_every": 99}, {"train__validation_blocks": 99}):
+        assert reads(config(**stops), "train") != reads(config(**stops, **change), "train")
+        assert reads(config(), "train") == reads(config(**change), "train")
 
 
 def test_every_section_is_read_by_a_stage_or_known_not_to_be() -> None:

@@ -16,8 +16,19 @@ from transformers import (
     Qwen3Config,
 )
 
+from conftest import run_data, save_tiny_llama
+from zhlm.config.schema import RunConfig
 from zhlm.errors import BaseModelError
-from zhlm.model.load import check_base, embedding_rows, load_model, load_model_config, local_folder, model_positions
+from zhlm.model.load import (
+    check_base,
+    draw_model,
+    embedding_rows,
+    load_base,
+    load_model,
+    load_model_config,
+    local_folder,
+    model_positions,
+)
 
 SMALL = dict(
     vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8
@@ -54,6 +65,35 @@ def test_dtype_is_float32_or_as_saved(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(CONFIGS[0][0]).to(torch.bfloat16).save_pretrained(tmp_path)
     assert load_model(str(tmp_path)).dtype == torch.float32
     assert load_model(str(tmp_path), dtype="auto").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("config", "positions"), CONFIGS, ids=lambda v: getattr(v, "model_type", None))
+def test_weights_are_drawn_by_the_seed_alone(config: PretrainedConfig, positions: int | None, tmp_path: Path) -> None:
+    """On every rank, and again for the export: whatever was drawn before, and in any precision."""
+    saved = save(config.__class__.from_dict(config.to_dict() | {"dtype": "bfloat16"}), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    first = draw_model(str(tmp_path), 7)
+    torch.rand(5)
+    state = torch.get_rng_state()
+    again, other, half = draw_model(str(tmp_path), 7), draw_model(str(tmp_path), 8), draw_model(str(tmp_path), 7, dtype=torch.bfloat16)
+    assert torch.equal(torch.get_rng_state(), state), "and disturb no other draw"
+    assert type(first) is type(saved) and not first.training and first.dtype == torch.float32 and half.dtype == torch.bfloat16
+    pairs = list(zip(first.parameters(), again.parameters(), half.parameters(), strict=True))
+    assert all(torch.equal(a, b) and torch.equal(a.bfloat16(), c) for a, b, c in pairs)
+    assert not torch.equal(first.get_input_embeddings().weight, other.get_input_embeddings().weight)
+
+
+def test_a_base_from_scratch_is_drawn_and_an_extended_one_loaded(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "base")
+    scratch = {"base": {"model": str(tmp_path / "base"), "from_scratch": True}}
+    data = run_data(tmp_path, lora=None)
+    saved, drawn, extended = (
+        load_base(RunConfig.model_validate_json(json.dumps(data | change)), str(tmp_path / "base"))
+        for change in ({}, scratch, scratch | {"vocab": {}})
+    )
+    assert torch.equal(saved.lm_head.weight, extended.lm_head.weight), "drawn by the vocab stage already"
+    assert torch.equal(drawn.lm_head.weight, draw_model(str(tmp_path / "base"), 7).lm_head.weight)
+    assert not torch.equal(drawn.lm_head.weight, saved.lm_head.weight)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

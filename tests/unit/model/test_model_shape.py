@@ -1,13 +1,17 @@
 """Parameter counts from config.json alone equal those of the real classes."""
 
 import json
+from typing import Any
 
-import peft
 import pytest
 import transformers as tf
 
-from zhlm.errors import BaseModelError
-from zhlm.model.shape import lora_parameters, parameters, shape_of
+from zhlm.config.schema import TrainConfig
+from zhlm.errors import BaseModelError, ConfigError
+from zhlm.model.inspect import block_counts, linear_names, table_names
+from zhlm.model.lora import make_trainable, parameter_groups, plain_name, trained_parameters
+from zhlm.model.shape import linears, named_parameters, parameters, shape_of
+from zhlm.model.trained import trained_sizes
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 56, "vocab_size": 99}
 CONFIGS = {
@@ -40,16 +44,33 @@ def test_parameters_equal_the_class(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_lora_equals_peft(name: str) -> None:
+def test_names_and_sizes_equal_those_of_the_class(name: str) -> None:
+    model = tf.AutoModelForCausalLM.from_config(CONFIGS[name])
     shape = shape_of(saved(CONFIGS[name]))
-    every = [m.name.split(".")[-1] for m in shape.linears]
-    for targets in (every, every[:1]):
-        model = tf.AutoModelForCausalLM.from_config(CONFIGS[name])
-        lora = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=name.startswith("gpt2"))
-        trainable, _ = peft.get_peft_model(model, lora).get_nb_trainable_parameters()
-        assert lora_parameters(shape, 4, targets) == trainable
-        if targets == every:
-            assert lora_parameters(shape, 4, "auto") == trainable
+    assert named_parameters(shape) == {n: p.numel() for n, p in model.named_parameters()}
+    assert list(linears(shape)) == linear_names(model)[0]
+    assert block_counts(model) == {shape.blocks: shape.layers} and table_names(model) == [shape.embedding, "lm_head"]
+
+
+TRAINED: list[dict[str, Any]] = [
+    {"lora": {"r": 4}, "embeddings": "none"},
+    {"lora": {"r": 4, "dora": True, "targets": ".*1.mlp.*"}},
+    {"lora": {"r": 4, "modules_to_save": ["0.NORM"]}, "embeddings": "new_rows", "rate_factors": {".*new_rows": 2.0, ".*lora_A.*": 0.5}},
+    {"lora": None, "freeze": {"first_layers": 1, "parameters": [".*norm.*"]}},
+    {"lora": None, "freeze": {"last_layers": 2, "embeddings": True}},
+]
+
+
+@pytest.mark.parametrize("train", TRAINED, ids=range(len(TRAINED)))
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "bloom"])
+def test_trained_parameters_are_those_of_training(name: str, train: dict[str, Any]) -> None:
+    norm = "ln_1" if name == "gpt2" else "input_layernorm"
+    text = json.dumps({"steps": 1, **train}).replace("NORM", norm).replace(".*norm.*", f".*{norm}.*")
+    settings = TrainConfig.model_validate_json(text)
+    model = make_trainable(tf.AutoModelForCausalLM.from_config(CONFIGS[name]), settings, 1, range(90, 97))
+    parameter_groups(model, settings)
+    expected = {plain_name(n): p.numel() for n, p in trained_parameters(model).items()}
+    assert trained_sizes(shape_of(saved(CONFIGS[name])), settings, 7) == expected
 
 
 def test_hub_config_of_qwen3_600m() -> None:
@@ -73,11 +94,6 @@ def test_hub_config_of_qwen3_600m() -> None:
     assert counted["head"] == 0
 
 
-def test_head_as_a_target() -> None:
-    shape = shape_of(saved(CONFIGS["llama"]))
-    assert lora_parameters(shape, 2, ["lm_head"]) == 2 * (32 + 99)
-
-
 def test_unknown_type_lists_the_known_ones() -> None:
     with pytest.raises(BaseModelError, match=r"'t5' is not known; expected one of bloom, gpt2, llama, mistral, qwen2, qwen3"):
         shape_of({"model_type": "t5"})
@@ -88,6 +104,13 @@ def test_missing_size_is_named() -> None:
         shape_of({"model_type": "llama"})
 
 
-def test_target_that_matches_nothing_lists_the_layers() -> None:
-    with pytest.raises(BaseModelError, match=r"'c_attn' matches no layer of a llama model; there are self_attn\.q_proj"):
-        lora_parameters(shape_of(saved(CONFIGS["llama"])), 8, ["c_attn"])
+def test_what_matches_nothing_is_refused_without_the_model() -> None:
+    shape = shape_of(saved(CONFIGS["llama"]))
+    for train, said in (
+        ({"lora": {"targets": ["c_attn"]}}, r"targets names 'c_attn', expected a linear layer of a llama model; there are down_proj"),
+        ({"lora": {"targets": ["lm_head"]}}, "names lm_head, which is trained whole, by train.embeddings: all"),
+        ({"lora": None, "freeze": {"last_layers": 4}}, "freeze.last_layers is 4, but a llama model has 3 layers"),
+        ({"lora": None, "rate_factors": {"x": 2}}, "rate_factors has the pattern 'x', expected a whole name of a trained parameter"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            trained_sizes(shape, TrainConfig.model_validate_json(json.dumps({"steps": 1, **train})), 0)

@@ -73,6 +73,19 @@ def test_token_and_private_ports(raw: dict[str, Any]) -> None:
     assert "/home/ubuntu/.ray/auth_token" in raw["file_mounts"]
 
 
+def test_a_lost_node_is_noticed_soon_and_each_worker_watches_for_its_notice(raw: dict[str, Any]) -> None:
+    (head,) = [c for c in raw["head_start_ray_commands"] if "ray start" in c]
+    health = {name: int(ms) for name, ms in re.findall(r"RAY_health_check_(\w+)=(\d+)", head.split("ray start")[0])}
+    silent_ms = health["failure_threshold"] * (health["period_ms"] + health["timeout_ms"])
+    assert silent_ms <= 12_000, "of the 20 s in which training is to go on"
+    docs = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
+    assert all(f"| `RAY_health_check_{name}` | {value} |" in docs for name, value in health.items())
+    (agent,) = [c for c in raw["worker_start_ray_commands"] if "spot.py" in c]
+    assert "RAY_AUTH_MODE=token" in agent and agent.endswith("&") and raw["file_mounts"]["/home/ubuntu/setup/spot.py"] == "zhlm/spot.py"
+    imported = re.findall(r"^(?:from|import) (\w+)", (ROOT / "zhlm/spot.py").read_text(encoding="utf-8"), re.M)
+    assert "zhlm" not in imported, "it runs there as one file"
+
+
 def test_one_place_names_the_region(raw: dict[str, Any]) -> None:
     region = raw["provider"]["region"]
     raw["provider"] = {}

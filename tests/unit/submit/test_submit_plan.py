@@ -143,7 +143,14 @@ def test_trainable_and_frozen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
     "train",
-    [{"lora": None}, {"embeddings": "none"}, {"embeddings": "all", "lora": {"r": 4, "targets": ["q_proj"]}}, {"embeddings": "new_rows"}],
+    [
+        {"lora": None},
+        {"lora": None, "freeze": {"first_layers": 2, "embeddings": True}},
+        {"embeddings": "none"},
+        {"embeddings": "all", "lora": {"r": 4, "targets": ["q_proj"]}},
+        {"embeddings": "new_rows"},
+        {"embeddings": "new_rows", "lora": {"dora": True, "targets": r".*\.[12]\.mlp.*", "modules_to_save": ["norm"]}},
+    ],
 )
 def test_counts_are_those_of_training(tmp_path: Path, tied: bool, train: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -180,6 +187,9 @@ def test_precision_offload_and_checkpointing(tmp_path: Path) -> None:
     assert small["weights"].size_bytes * 2 == plain["weights"].size_bytes
     assert small["optimizer states"].on_host and not plain["optimizer states"].on_host
     assert small["activations"].size_bytes < plain["activations"].size_bytes / 4
+    away = {p.name: p for p in worker_memory(config(tmp_path, train={"zero_stage": 3, "offload": "all"}), shape, 2)}
+    assert away["offloaded weights"].on_host and away["optimizer states"].on_host and not away["weights"].on_host
+    assert away["offloaded weights"].size_bytes * 2 == plain["weights"].size_bytes > away["weights"].size_bytes * 2
 
 
 def test_hub_name_that_is_not_cached(tmp_path: Path) -> None:

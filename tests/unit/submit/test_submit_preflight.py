@@ -92,6 +92,12 @@ def test_base_folder_lacks_a_file(data: dict[str, Any], tmp_path: Path, name: st
     assert says in refused(data, BaseModelError)
 
 
+def test_weights_to_be_drawn_need_no_file(data: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "base" / "model.safetensors").unlink()
+    data["base"]["from_scratch"], data["train"]["lora"] = True, None
+    check(config(data))
+
+
 def test_vocabulary_larger_than_the_embedding(data: dict[str, Any], tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "base", {"a": 0, "b": 299}, [{"id": 300, "content": "</s>"}])
     assert "has 301 entries but its embedding only 300 rows" in refused(data, BaseModelError)

@@ -47,7 +47,7 @@ def test_steps_come_in_order_with_the_blocks_of_the_order(run: Run) -> None:
     reader = BlockReader(run, WEIGHTS, "train", 1)
     with feed_of(BlockReader(run, WEIGHTS, "train", 1), steps=range(3, 9)) as feed:
         for step in range(3, 9):
-            blocks, batches, num_targets, num_tokens = feed.take(step, never)
+            blocks, batches, num_targets, num_tokens = feed.take(step, never, str)
             expected = reader.read(range(step * 6, step * 6 + 6))
             assert blocks is not None and blocks.ids_BT.tolist() == expected.ids_BT.tolist()
             whole = make_batch(expected)
@@ -58,7 +58,7 @@ def test_steps_come_in_order_with_the_blocks_of_the_order(run: Run) -> None:
 
 def test_a_rank_without_blocks_and_a_short_pass_learn_nothing(run: Run) -> None:
     with feed_of(BlockReader(run, WEIGHTS, "train", 1), 2, 3, batch=2) as feed:
-        blocks, (batch,), num_targets, num_tokens = feed.take(0, never)
+        blocks, (batch,), num_targets, num_tokens = feed.take(0, never, str)
         assert blocks is None and (num_targets, num_tokens) == (0, 0) and set(batch.targets_BT.flatten().tolist()) == {IGNORED}
     one = Blocks(np.array([[5, 6, 7, 8]]), [np.array([3], np.uint32)])
     filled = filled_up(one, 3)
@@ -90,7 +90,7 @@ def test_training_waits_for_the_packer_and_goes_on(run: Run, monkeypatch: pytest
             (run.blocks / LEDGER).write_text(whole)
 
     with feed_of(BlockReader(run, WEIGHTS, "train", 1, told.append)) as feed:
-        feed.take(0, packs_later)
+        feed.take(0, packs_later, str)
         assert feed.waited_s > 0.2
     assert waits >= 3 and "train waits for packing: stream en has 0 of the 1 shards" in told[0]
 
@@ -113,7 +113,7 @@ def test_a_packer_that_fails_or_dies_ends_the_wait_with_its_name(run: Run, silen
             DeadlineError if silent else RunError, match="no sign of a packer for 0.5 s" if silent else "zh.txt line 3 is broken"
         ),
     ):
-        feed.take(0, fails)
+        feed.take(0, fails, str)
     assert time.monotonic() - started_s < 10
 
 

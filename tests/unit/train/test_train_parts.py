@@ -12,12 +12,15 @@ from transformers import LlamaForCausalLM
 
 from conftest import VOCABULARY, save_tiny_llama, write_blocks
 from zhlm.blocks.read import BlockReader
+from zhlm.checkpoint.sharded import create_moments, set_step
 from zhlm.config.schema import TrainConfig
+from zhlm.model.load import load_model
 from zhlm.objectives.causal import make_batch, sum_nats
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
 from zhlm.train.engine import deepspeed_config
-from zhlm.train.metrics import MetricsLog
+from zhlm.train.isolation import check_isolation
+from zhlm.train.metrics import MetricsLog, read_rows
 from zhlm.train.schedule import share_of
 from zhlm.train.validate import held_out, validate
 
@@ -39,11 +42,16 @@ def test_settings_reach_deepspeed() -> None:
     assert plain["zero_optimization"] == {"stage": 1} and plain["gradient_clipping"] == 0.0 and plain["bf16"] == {"enabled": False}
     other = deepspeed_of(zero_stage=3, offload="optimizer", precision="bfloat16", max_grad_norm=0.5)
     assert other["zero_optimization"] == {"stage": 3, "offload_optimizer": {"device": "cpu"}}
+    assert deepspeed_of(zero_stage=0, precision="bfloat16")["zero_optimization"] == {"stage": 1}
+    everything = deepspeed_of(zero_stage=3, offload="all")["zero_optimization"]
+    assert everything == {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
     assert other["gradient_clipping"] == 0.5 and other["bf16"] == {"enabled": True}
     assert not {"optimizer", "scheduler"} & set(other), "both are ours, and would be applied twice"
 
 
-@pytest.mark.parametrize("settings", [{"zero_stage": s} for s in range(4)] + [{"zero_stage": 2, "offload": "optimizer"}])
+@pytest.mark.parametrize(
+    "settings", [*({"zero_stage": s} for s in range(4)), {"zero_stage": 2, "offload": "optimizer"}, {"zero_stage": 3, "offload": "all"}]
+)
 def test_deepspeed_itself_accepts_the_dict(settings: dict[str, Any]) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
@@ -55,20 +63,20 @@ def test_deepspeed_itself_accepts_the_dict(settings: dict[str, Any]) -> None:
 
 
 def test_metrics_are_rows_and_a_restart_forgets_what_will_be_told_again(tmp_path: Path) -> None:
-    place = Place(tmp_path / "metrics.jsonl")
-    log = MetricsLog(place, 0)
+    run = Run(Place(tmp_path))
+    place, log = run.metrics, MetricsLog(run, 0)
     for step in range(5):
         log.append({"step": step, "try": 1})
     assert not place.exists()
     log.flush()
-    again = MetricsLog(place, 2)
+    again = MetricsLog(run, 2)
     again.append({"step": 3, "try": 2})
     again.flush()
     assert [(r["step"], r["try"]) for r in map(json.loads, place.read_text().splitlines())] == [(0, 1), (1, 1), (2, 1), (3, 2)]
-    fresh = MetricsLog(place, 0)
+    fresh = MetricsLog(run, 0)
     fresh.append({"step": 0, "try": 3})
     fresh.flush()
-    assert place.read_text() == '{"step": 0, "try": 3}\n'
+    assert [{**row, "unix_s": 0} for row in read_rows(place)] == [{"step": 0, "try": 3, "unix_s": 0}]
 
 
 @pytest.fixture
@@ -116,3 +124,34 @@ def test_bits_per_byte_does_not_depend_on_the_batching(reader: BlockReader, one_
     shards = reader.shards(0)
     targets_per_byte = np.sum([s.tokens - s.documents for s in shards]) / np.sum([s.utf8_bytes for s in shards])
     assert found[0] == pytest.approx(nats_per_target / math.log(2) * targets_per_byte, rel=1e-6)
+
+
+def test_packed_documents_run_on_sdpa(tmp_path: Path) -> None:
+    assert load_model(str(save_tiny_llama(tmp_path / "base"))).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_moments_made_beforehand_are_those_that_adam_makes(fused: bool) -> None:
+    """The fused kernel runs where the states are on a GPU; it exists on the CPU too."""
+
+    def stepped(create: bool) -> tuple[torch.Tensor, dict[str, Any]]:
+        torch.manual_seed(0)
+        parameter = torch.nn.Parameter(torch.randn(5, 3))
+        optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=fused or None)
+        if create:
+            create_moments(optimizer)
+            set_step(optimizer, 0)
+        for _ in range(3):
+            parameter.grad = torch.randn(5, 3)
+            optimizer.step()
+        return parameter.detach(), optimizer.state[parameter]
+
+    (own, own_state), (made, made_state) = stepped(False), stepped(True)
+    assert torch.equal(own, made) and all(torch.equal(own_state[key], made_state[key]) for key in own_state)
+
+
+def test_a_compiled_model_keeps_documents_apart(tmp_path: Path) -> None:
+    """What is compiled is traced, and transformers builds its masks in another way then; which compiler follows makes no difference."""
+    model = load_model(str(save_tiny_llama(tmp_path / "base")))
+    model.compile(backend="eager")
+    check_isolation(model)

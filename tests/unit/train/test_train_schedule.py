@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zhlm.config.schema import TrainConfig
-from zhlm.train.schedule import Share, deal, rate_factor, share_of
+from zhlm.train.schedule import Share, deal, decay_start, rate_factor, share_of, steps_at_the_peak
 
 
 def rates(steps: int, **settings: Any) -> list[float]:
@@ -31,6 +31,28 @@ def test_cosine_is_half_way_down_in_the_middle() -> None:
     assert found == pytest.approx([1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0.0])
 
 
+def test_wsd_stays_at_the_peak_until_its_last_steps() -> None:
+    found = rates(10, schedule="wsd", warmup_share=0.2, decay_share=0.4, final_rate_share=0.0)
+    assert found == pytest.approx([1 / 3, 2 / 3, *[1.0] * 4, 0.5, 1 - math.sqrt(0.5), 1 - math.sqrt(0.75), 0.0])
+    assert rates(10, schedule="wsd", decay_share=0.0) == rates(10, schedule="constant")
+    train = TrainConfig(steps=10, schedule="wsd", warmup_share=0.2, decay_share=0.4)
+    assert decay_start(10, train) == 5 and decay_start(10, train.model_copy(update={"schedule": "constant"})) == 10
+
+
+def test_a_warm_up_in_steps_does_not_depend_on_their_number() -> None:
+    assert rates(10, schedule="constant", warmup_steps=3) == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 7])
+    assert rates(100, schedule="constant", warmup_steps=3)[:10] == rates(10, schedule="constant", warmup_steps=3)
+    assert rates(2, schedule="wsd", warmup_steps=3) == pytest.approx([0.25, 0.5]), "a run that ends before"
+
+
+def test_wsd_before_its_fall_does_not_depend_on_the_number_of_steps() -> None:
+    """So a checkpoint from there serves any longer run, where the others have to begin anew."""
+    short, long = (rates(steps, schedule="wsd", warmup_share=0.0, decay_share=0.2) for steps in (50, 500))
+    peak = steps_at_the_peak(50, TrainConfig(steps=50, schedule="wsd", warmup_share=0.0, decay_share=0.2))
+    assert peak == 40 and short[:40] == long[:40] and short[40] != long[40]
+    assert steps_at_the_peak(50, TrainConfig(steps=50)) is None
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_after_the_warmup_comes_the_peak_then_the_way_down(schedule: str) -> None:
     found = rates(100, schedule=schedule, warmup_share=0.1, final_rate_share=0.1)
@@ -38,9 +60,14 @@ def test_after_the_warmup_comes_the_peak_then_the_way_down(schedule: str) -> Non
     assert found[:11] == sorted(found[:11]) and found[10:] == sorted(found[10:], reverse=True)
 
 
-@given(steps=st.integers(1, 60), schedule=st.sampled_from(["constant", "linear", "cosine"]), warmup=st.floats(0, 1), final=st.floats(0, 1))
+@given(
+    steps=st.integers(1, 60),
+    schedule=st.sampled_from(["constant", "linear", "cosine", "wsd"]),
+    warmup=st.floats(0, 0.8),
+    final=st.floats(0, 1),
+)
 def test_a_rate_is_always_a_share_of_the_peak(steps: int, schedule: str, warmup: float, final: float) -> None:
-    found = rates(steps, schedule=schedule, warmup_share=warmup, final_rate_share=final)
+    found = rates(steps, schedule=schedule, warmup_share=warmup if schedule == "wsd" else warmup / 0.8, final_rate_share=final)
     assert all(0 <= f <= 1 + 1e-12 for f in found)
     assert any(f > 0 for f in found), "a run that never learns"
 

@@ -1,0 +1,30 @@
+"""What a checkpoint was made for is told by content, not by place."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from conftest import run_data, save_tiny_llama
+from zhlm.checkpoint.made_for import made_for
+from zhlm.config.schema import RunConfig
+from zhlm.storage import Run
+
+
+def of(base: Path, **settings: Any) -> dict[str, str | int]:
+    data = run_data(base.parent) | {"base": {"model": str(base)}} | settings
+    config = RunConfig.model_validate(data)
+    return made_for(config, Run.of(config))
+
+
+def test_a_base_that_moves_is_the_same_and_another_one_is_not(tmp_path: Path) -> None:
+    here = save_tiny_llama(tmp_path / "here" / "base")
+    moved = Path(shutil.copytree(here, tmp_path / "there" / "base"))
+    first = of(here)
+    assert first == of(moved)
+    assert first["block_tokens"] == 32 and first["objective"] == "causal" and str(first["base"]).startswith("base (")
+    assert of(here, pack={"block_tokens": 16}) == first | {"block_tokens": 16}
+
+    save_tiny_llama(moved, width=64)
+    assert {name for name, value in of(moved).items() if value != first[name]} == {"base"}
+    save_tiny_llama(moved, vocabulary=90)
+    assert {name for name, value in of(moved).items() if value != first[name]} == {"base", "tokenizer"}

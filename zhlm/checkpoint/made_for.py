@@ -1,0 +1,27 @@
+"""What must be the same where a checkpoint is taken up again."""
+
+from pathlib import Path
+
+from zhlm.config.schema import RunConfig
+from zhlm.model.files import listing_of_base
+from zhlm.storage import Run, digest
+from zhlm.tokenizer.load import digest_of, load_tokenizer
+
+
+def made_for(config: RunConfig, run: Run) -> dict[str, str | int]:
+    """Base, tokenizer, block size and objective of a run. A folder counts by what is in it: it may be moved, but not replaced."""
+    tokenizer = load_tokenizer(run.base_model(config), None if config.vocab else config.base.revision)
+    return {
+        "base": _base(config, run),
+        "tokenizer": digest_of(tokenizer),
+        "block_tokens": config.pack.block_tokens,
+        "objective": "causal",
+    }
+
+
+def _base(config: RunConfig, run: Run) -> str:
+    source = run.original_model(config)
+    weights = listing_of_base(source, ["weights"])
+    if not weights:  # of the hub
+        return source + (f"@{config.base.revision}" if config.base.revision else "")
+    return f"{Path(source).name} ({digest(sorted(fingerprint for fingerprint, *_ in weights.values()))})"
