@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
 from benchmarks.made_blocks import write_blocks
-from benchmarks.train import in_turns, step_seconds
+from benchmarks.train import in_turns, machine_facts, step_seconds
 from zhlm.config.schema import RunConfig
 from zhlm.storage import Run
 
@@ -98,7 +97,6 @@ def prepare(config: RunConfig, shape: Mapping[str, Any], device: str) -> None:
     folder = Path(config.base.model)
     if (folder / "tokenizer.json").exists():
         return
-    train_tokenizer(stories("zh", 100, config.seed), 300, config.pack.block_tokens).save_pretrained(folder)
     torch.manual_seed(config.seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -112,6 +110,8 @@ def prepare(config: RunConfig, shape: Mapping[str, Any], device: str) -> None:
         Run.of(config).folder.path, stream.name, blocks=config.train.steps * config.train.global_batch_blocks,
         block_tokens=config.pack.block_tokens, vocabulary=shape["vocab_size"], documents_per_block=1,
     )  # fmt: skip
+    # Last, as the sign that all is there.
+    train_tokenizer(stories("zh", 100, config.seed), 300, config.pack.block_tokens).save_pretrained(folder)
 
 
 def measure(arm: str, config: RunConfig) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def run_all(given: Namespace) -> dict[str, Any]:
             config = config_of(given.folder.absolute(), size, method, given.steps, BLOCK_TOKENS, resources)
             prepare(config, SHAPES[size], "cuda")
             found[f"{size}/{method}"] = compare(config, size, method, given.rounds, peak)
-    return {"bench": "gpu", "device": name, "peak_tflops": peak and peak / 1e12, "results": found, "machine": machine.facts()}
+    return {"bench": "gpu", "device": name, "peak_tflops": peak and peak / 1e12, "results": found, "machine": machine_facts()}
 
 
 def main() -> int:

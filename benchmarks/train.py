@@ -13,6 +13,7 @@ import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,12 @@ def start(folder: Path, given: Namespace) -> dict[str, Any]:
     return {"start": against("start", seconds["zhlm"], seconds["torchrun"]) | {"where": breakdown(found["zhlm"])}}
 
 
+def machine_facts() -> dict[str, Any]:
+    """The machine and the versions, with those that training depends on."""
+    facts = machine.facts()
+    return facts | {"versions": facts["versions"] | {name: version(name) for name in ("torch", "deepspeed", "peft", "accelerate")}}
+
+
 def main() -> None:
     options = ArgumentParser(description=(__doc__ or "").split("\n")[0])
     options.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "zhlm-benchmarks" / "train")
@@ -198,7 +205,7 @@ def main() -> None:
         found |= measure(folder, given)
         print(json.dumps(found), file=sys.stderr, flush=True)
     about = {"steps": given.steps, "batch": given.batch, "rounds": given.rounds} | sizes
-    print(json.dumps({"bench": "train", "sizes": about, "results": found, "machine": machine.facts()}))
+    print(json.dumps({"bench": "train", "sizes": about, "results": found, "machine": machine_facts()}))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from urllib.request import urlopen
 import psutil
 import pytest
 import ray
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed
 
@@ -22,6 +23,8 @@ from zhlm.blocks.store import LEDGER, beat
 from zhlm.checkpoint.state import newest
 from zhlm.config.schema import RunConfig
 from zhlm.errors import DeadlineError, RunError, TrainError
+from zhlm.model.load import load_model
+from zhlm.objectives.causal import make_batch, sum_nats
 from zhlm.records import Progress
 from zhlm.storage import Run
 from zhlm.train import job
@@ -192,6 +195,15 @@ def test_too_little_memory_is_one_line_and_starts_nobody_again(tmp_path: Path) -
         job.run(greedy, lambda _: None)
 
 
+def one_big_batch(config: RunConfig) -> tuple[float, float]:
+    """The first step's blocks through the base by plain PyTorch, all at once: nats per target, and the norm of the gradients."""
+    model = load_model(config.base.model).requires_grad_(True)
+    batch = make_batch(training_reader(Run.of(config), config).read(range(config.train.global_batch_blocks)))
+    loss = sum_nats(model, batch) / batch.num_targets
+    loss.backward()
+    return float(loss.detach()), float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
+
+
 def train_one_after_another(settings: dict[str, Any]) -> None:
     """Several runs in the same processes: starting the processes is what takes long."""
     for one in settings["runs"]:
@@ -227,6 +239,9 @@ def test_every_zero_stage_trains_resumes_and_hands_over(tmp_path: Path) -> None:
     problems = train_in_one_group([*configs.values(), *configs.values(), stopping, exploding])
     assert str(problems.pop()).startswith("train: step 1 has a gradient norm of inf") and not any(problems)
     once = {name: final_weights(c, "first") for name, c in configs.items()}
+    first = json.loads(Run.of(configs["full"]).metrics.read_text().splitlines()[1])
+    assert first["step"] == 1, "three blocks for each of two ranks, in passes of two"
+    assert (first["loss_nats"], first["grad_norm"]) == pytest.approx(one_big_batch(configs["full"]), abs=1e-6)
     facts = job._facts(Run.of(stopping), 8, 0)
     assert facts["steps"] == 2 and facts["stopped_early"] and facts["summary"].startswith("stopped early at step 2 of 8, ")
     assert len(list((Run.of(configs["full"]).folder.path / "first" / "step_00000004").glob("optimizer-0000?-of-00002.safetensors"))) == 2

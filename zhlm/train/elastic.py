@@ -24,10 +24,13 @@ from ray._private.state import state as cluster
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 from zhlm.cluster import BOOTSTRAP
 from zhlm.errors import DeadlineError, TrainError, ZhlmError
@@ -69,6 +72,7 @@ class Elastic(ElasticScalingPolicy):  # type: ignore[misc]
 
     def after_controller_start(self, train_run_context: Any) -> None:
         os.environ.setdefault(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, str(LEAVE_S))
+        TrainController.worker_group_cls = Group  # of this process, which is the controller's alone
         super().after_controller_start(train_run_context)
 
     def make_decision_for_non_running_worker_group(self) -> Any:
@@ -153,6 +157,18 @@ class Elastic(ElasticScalingPolicy):  # type: ignore[misc]
             f"train: the nodes that are left hold {hold} workers of {each}, expected {least}; bring nodes back, or lower "
             "resources.workers, and run the same command again"
         )
+
+
+class Group(WorkerGroup):  # type: ignore[misc]
+    """A worker group that a worker's death at any moment of its start does not end the training with, nor leaves its places taken."""
+
+    def _start(self) -> None:
+        try:
+            super()._start()
+        except RayActorError as error:
+            if self.has_started():
+                self.shutdown()
+            raise WorkerGroupStartupFailedError("a worker died right at the start") from error
 
 
 class Forgiving(DefaultFailurePolicy):  # type: ignore[misc]

@@ -12,7 +12,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import RayError
 from torch import distributed
 
 from zhlm.blocks.read import BlockReader, training_reader
@@ -100,7 +100,7 @@ class _Waits:
         if time.monotonic() < self._ask_next_s or ray.train.get_context().get_world_rank() != 0:
             return ""
         self._ask_next_s = time.monotonic() + 1
-        with suppress(GetTimeoutError):  # a driver that is busy now can ask later
+        with suppress(RayError):  # a driver that is busy or out of reach now can ask later
             return str(ray.get(self._board.asked.remote(), timeout=10))
         return ""
 

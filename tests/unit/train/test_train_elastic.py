@@ -6,14 +6,17 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorDiedError
 from ray.train import FailureConfig, ScalingConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from zhlm.errors import DeadlineError
 from zhlm.train import elastic
-from zhlm.train.elastic import Elastic, Forgiving, answering, slots_of
+from zhlm.train.elastic import Elastic, Forgiving, Group, answering, slots_of
 from zhlm.train.feed import Regroup
 
 CPU = {"CPU": 1.0}
@@ -175,6 +178,22 @@ def test_a_look_that_fails_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(elastic.cluster, "get_draining_nodes", away)
     nodes.runs(policy, 2)
     assert board.asks == []
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_worker_that_dies_while_its_group_starts_is_tried_again(started: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(self: WorkerGroup) -> None:
+        raise ActorDiedError
+
+    ended: list[str] = []
+    monkeypatch.setattr(WorkerGroup, "_start", dies)
+    monkeypatch.setattr(WorkerGroup, "has_started", lambda self: started)
+    monkeypatch.setattr(WorkerGroup, "shutdown", lambda self: ended.append("ended"))
+    with pytest.raises(WorkerGroupStartupFailedError) as caught:
+        Group.__new__(Group)._start()
+    assert ended == ["ended"] * started, "its places are free again"
+    policy = Forgiving(FailureConfig(max_failures=0, controller_failure_limit=1))
+    assert policy.make_decision(ControllerError(caught.value)) == FailureDecision.RETRY
 
 
 def test_who_leaves_when_asked_has_not_failed() -> None:

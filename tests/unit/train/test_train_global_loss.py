@@ -1,18 +1,16 @@
-"""The loss of a step is the mean over the global batch's targets: what one big batch gives, however it is dealt to passes and ranks.
+"""The loss of a step is the mean over the global batch's targets: what one big batch gives, however it is dealt to passes.
 
-Documents of uneven length are in every block, and 7 blocks share evenly into nothing: some passes and ranks have mute rows.
+Documents of uneven length are in every block, and 7 blocks share evenly into nothing: some passes have mute rows.
 """
 
 import json
-import os
-import pickle
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
 
 from conftest import run_data, save_tiny_llama, write_blocks
 from zhlm.blocks.read import training_reader
@@ -30,24 +28,23 @@ Step = tuple[float, dict[str, torch.Tensor]]
 """A step's loss in nats per target, and the gradients by name."""
 
 
-def config_of(folder: Path, micro_blocks: int) -> RunConfig:
-    train = {"lora": None, "global_batch_blocks": BLOCKS, "micro_batch_blocks": micro_blocks, "max_grad_norm": None, "zero_stage": 2}
+def config_of(folder: Path, micro_blocks: int, **train: Any) -> RunConfig:
+    train |= {"lora": None, "global_batch_blocks": BLOCKS, "micro_batch_blocks": micro_blocks, "max_grad_norm": None, "zero_stage": 2}
     return RunConfig.model_validate_json(json.dumps(run_data(folder, **train)))
 
 
-def trained_step(folder: Path, micro_blocks: int) -> Step:
-    """The loop's own step, on this rank of whatever group there is."""
+def trained_step(folder: Path, micro_blocks: int, **train: Any) -> Step:
+    """The loop's own step."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    config, device = config_of(folder, micro_blocks), torch.device("cpu")
-    rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    run, share = Run.of(config), share_of(BLOCKS, micro_blocks, world_size)
+    config, device = config_of(folder, micro_blocks, **train), torch.device("cpu")
+    run, share = Run.of(config), share_of(BLOCKS, micro_blocks, 1)
     model = load_model(str(folder / "base")).requires_grad_(True)
     engine = Engine(model.train(), config.train, share)
     waits: Any = SimpleNamespace(tell=lambda: None, asked=lambda: "")
     reader = training_reader(run, config, lambda _: None)
     settings = loop.Settings(config, str(run.folder), 8)
-    worker = loop.Worker(settings, run, rank, world_size, device, share, reader, engine, [], waits)
+    worker = loop.Worker(settings, run, 0, 1, device, share, reader, engine, [], waits)
     loop._mute_step(worker)
     engine.restore(None)
     with Feed(reader, worker.deal, range(1), share.micro_blocks, device) as feed:
@@ -68,28 +65,17 @@ def one_big_batch(folder: Path) -> Step:
     return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def in_group(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    (folder / f"rank{rank}").write_bytes(pickle.dumps([trained_step(folder, micro) for micro in (1, 3)]))
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
-@pytest.mark.timeout(300)  # two more processes import everything that training needs
 @pytest.mark.usefixtures("one_process")
-def test_neither_accumulation_nor_ranks_change_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one test, for DeepSpeed keeps to the first group that a process has."""
+def test_neither_accumulation_nor_a_compiler_changes_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one test, for DeepSpeed keeps to the first group that a process has. Two ranks: tests/integration/test_train_job.py."""
     save_tiny_llama(tmp_path / "base", tied=False)
     write_blocks(tmp_path / "runs" / "tiny", ["zh", "en"])
-    group = multiprocessing.spawn(in_group, (tmp_path,), nprocs=2, join=False)
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     found = [trained_step(tmp_path, micro) for micro in (1, 3, 7)]
-    while not group.join():
-        pass
-    found += [step for rank in range(2) for step in pickle.loads((tmp_path / f"rank{rank}").read_bytes())]
+    compiled = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # the default one calls a C++ compiler for a minute
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    found.append(trained_step(tmp_path, 3, compile=True))
     loss_nats, gradients = one_big_batch(tmp_path)
     for own_nats, own in found:
         assert own_nats == pytest.approx(loss_nats, abs=1e-6)
