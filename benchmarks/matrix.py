@@ -165,9 +165,10 @@ def train(configs: Sequence[RunConfig]) -> str:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from zhlm.train import job
+    from zhlm.train.board import Board
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    board = job.Board.remote()  # type: ignore[attr-defined]
+    board = Board.remote()  # type: ignore[attr-defined]
     runs = [(c.model_dump_json(), str(Run.of(c).folder)) for c in configs]
     with tempfile.TemporaryDirectory(prefix="zhlm-matrix-") as storage:
         try:

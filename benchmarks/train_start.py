@@ -63,7 +63,7 @@ def driver(config: str, marks: Path) -> int:
             if name == "zhlm.cluster":
                 module.connect = marked(module.connect, marks, "driver: connect to Ray")
             if name == "zhlm.train.job":
-                module.train_worker = _worker(module.train_worker, marks)
+                module._work = _worker(module._work, marks)
                 trainer_class: Any = importlib.import_module("ray.train.torch").TorchTrainer  # which the stage imported
                 fit = trainer_class.fit
 

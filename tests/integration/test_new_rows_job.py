@@ -26,6 +26,7 @@ from zhlm.objectives.causal import make_batch, sum_nats
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
 from zhlm.train import job
+from zhlm.train.board import Board
 from zhlm.train.engine import Engine, load_trainable
 from zhlm.train.loop import train_worker
 from zhlm.train.schedule import share_of
@@ -146,7 +147,7 @@ def test_old_rows_stay_when_two_workers_hold_a_half_of_each(tmp_path: Path, ray_
     once = tmp_path / "once"
     once.mkdir()
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    board = job.Board.remote()  # type: ignore[attr-defined]
+    board = Board.remote()  # type: ignore[attr-defined]
     settings = {"config": config.model_dump_json(), "folder": str(run.folder), "steps": STEPS, "board": board, "once": str(once)}
     scaling, gloo = job.scaling_config(config.resources), TorchConfig(backend="gloo")
     TorchTrainer(train_and_resume, train_loop_config=settings, scaling_config=scaling, torch_config=gloo).fit()

@@ -28,6 +28,7 @@ from zhlm.objectives.causal import make_batch, sum_nats
 from zhlm.records import Progress
 from zhlm.storage import Run
 from zhlm.train import job
+from zhlm.train.board import Board
 from zhlm.train.loop import train_worker
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(240)]
@@ -259,7 +260,7 @@ def test_every_zero_stage_trains_resumes_and_hands_over(tmp_path: Path) -> None:
 def train_in_one_group(configs: list[RunConfig]) -> list[Exception | None]:
     """What job.run does, for several runs in one worker group. Returns what went wrong with each."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    boards = [job.Board.remote() for _ in configs]  # type: ignore[attr-defined]
+    boards = [Board.remote() for _ in configs]  # type: ignore[attr-defined]
     runs = [
         {"config": c.model_dump_json(), "folder": str(Run.of(c).folder), "steps": c.train.steps, "board": b}
         for c, b in zip(configs, boards, strict=True)

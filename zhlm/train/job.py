@@ -1,9 +1,9 @@
 """Start the workers, watch them, and come back with a finished training or a named error."""
 
+import importlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,53 +26,14 @@ from zhlm.errors import DeadlineError, TrainError
 from zhlm.records import Progress, Report
 from zhlm.storage import MANIFEST, Run
 from zhlm.track.trackers import Trackers, trackers_of
+from zhlm.train.board import Board
 from zhlm.train.elastic import ElasticTrainer, not_started
-from zhlm.train.loop import train_worker
 from zhlm.train.metrics import read_rows
 
 POLL_S = 0.5
-ASKED_S = 5.0
-"""How long the workers are asked to leave by what the controller said once."""
 START_S = 20.0
 """How long places for workers may take where there was room a moment ago; a node died in between, or another job was faster."""
 ANSWER_TIMEOUT_S = 60
-
-
-@ray.remote(num_cpus=0)
-class Board:
-    """Where workers leave what the driver shows. An actor, so that it reaches any machine and survives the workers."""
-
-    def __init__(self) -> None:
-        self._rows: list[dict[str, Any]] = []
-        self._starts: list[tuple[int, list[str]]] = []
-        self._waits = ""
-        self._error: Exception | None = None
-        self._asked, self._asked_s = "", 0.0
-
-    def start(self, step: int, passed_over: list[str]) -> None:
-        self._starts.append((step, passed_over))
-        self._asked = ""
-
-    def ask(self, why: str) -> None:
-        """The workers should leave. Said again and again as long as it holds."""
-        self._asked, self._asked_s = why, time.monotonic()
-
-    def asked(self) -> str:
-        return self._asked if time.monotonic() < self._asked_s + ASKED_S else ""
-
-    def put(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        self._waits = ""
-
-    def wait(self, what: str) -> None:
-        self._waits = what
-
-    def fail(self, error: Exception) -> None:
-        self._error = self._error or error
-
-    def take(self) -> tuple[list[dict[str, Any]], list[tuple[int, list[str]]], Exception | None, str]:
-        rows, self._rows = self._rows, []
-        return rows, self._starts, self._error, self._waits
 
 
 def run(config: RunConfig, report: Report) -> dict[str, Any]:
@@ -100,7 +61,7 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
         "board": board,
     }
     trainer = ElasticTrainer(
-        train_worker,
+        _work,
         board=board,
         start_timeout_s=config.resources.start_timeout_s,
         train_loop_config=settings,
@@ -131,6 +92,11 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
         trackers.tell(read_rows(where.metrics))
     (where.folder / "ray").delete()
     return _facts(where, steps, len(starts) - 1)
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """What a worker runs, loaded there: the driver needs neither DeepSpeed nor PEFT, which take seconds, and workers would start later."""
+    importlib.import_module("zhlm.train.loop").train_worker(settings)
 
 
 def _steps(config: RunConfig, where: Run) -> int:
