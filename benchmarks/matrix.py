@@ -208,28 +208,9 @@ def check(config: RunConfig) -> dict[str, Any]:
     return {"result": "works" if exact else "resumed otherwise", "resumed_difference": difference, **logits}
 
 
-def refused(config: RunConfig) -> str:
-    """What training says about this base before it begins, if it will not have it."""
-    from zhlm.errors import BaseModelError
-    from zhlm.model.load import load_model
-    from zhlm.train.isolation import check_isolation
-
-    try:
-        check_isolation(load_model(Run.of(config).base_model(config)))
-    except BaseModelError as error:
-        return str(error)
-    return ""
-
-
 def outcomes(chosen: Sequence[Combination], folder: Path) -> Iterator[tuple[Combination, dict[str, Any]]]:
     """Train and check them all."""
-    configs = {one: prepare(one, folder) for one in chosen}
-    kept = {}
-    for one, config in configs.items():
-        if why := refused(config):
-            yield one, {"result": "refused", "why": why}
-        else:
-            kept[one] = config
+    kept = {one: prepare(one, folder) for one in chosen}
     while kept:
         problem = train(list(kept.values()))
         through = [one for one, config in kept.items() if (Run.of(config).folder / DONE).exists()]

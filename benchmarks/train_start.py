@@ -63,7 +63,7 @@ def driver(config: str, marks: Path) -> int:
             if name == "zhlm.cluster":
                 module.connect = marked(module.connect, marks, "driver: connect to Ray")
             if name == "zhlm.train.job":
-                module._work = _worker(module._work, marks)
+                module._work = _worker(marks)
                 trainer_class: Any = importlib.import_module("ray.train.torch").TorchTrainer  # which the stage imported
                 fit = trainer_class.fit
 
@@ -84,8 +84,8 @@ def _process_start() -> float:
     return float(psutil.Process().create_time())
 
 
-def _worker(entry: Any, marks: Path) -> Callable[[dict[str, Any]], None]:
-    module, name = entry.__module__, entry.__name__
+def _worker(marks: Path) -> Callable[[dict[str, Any]], None]:
+    """In place of what the stage has each worker run."""
 
     def timed(settings: dict[str, Any]) -> None:
         import os
@@ -93,13 +93,13 @@ def _worker(entry: Any, marks: Path) -> Callable[[dict[str, Any]], None]:
         first = os.environ.get("RANK", "0") == "0"
         if first:
             mark(marks, "workers: placed, started, process group")
-        loop: Any = importlib.import_module(module)
+        loop: Any = importlib.import_module("zhlm.train.loop")
         if first:
-            mark(marks, f"workers: import {module}")
+            mark(marks, "workers: import zhlm.train.loop")
             for part in BUILD:
                 if hasattr(loop, part):
                     setattr(loop, part, marked(getattr(loop, part), marks, f"workers: {part}"))
-        getattr(loop, name)(settings)
+        loop.train_worker(settings)
 
     return timed
 

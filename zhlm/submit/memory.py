@@ -72,6 +72,7 @@ def worker_memory(config: RunConfig, shape: ModelShape, workers: int) -> list[Me
         *([MemoryPart("offloaded weights", kept, on_host=True)] if train.offload == "all" else []),
         MemoryPart("gradients", counts.trainable * value_bytes // sharded[2]),
         MemoryPart("optimizer states", states, on_host=train.offload != "none"),
+        MemoryPart("copy for checkpoints", counts.checkpoint_bytes // sharded[1], on_host=True),
         MemoryPart("activations", _activation_bytes(config, shape, rows, value_bytes), estimated=True),
         MemoryPart("logits", logits),
     ]

@@ -42,6 +42,7 @@ class Plan:
     memory: tuple[MemoryPart, ...]
     """Of one worker, with the least number of workers."""
     keep_checkpoints: int
+    keep_best: int
     resources: ResourcesConfig
     overlaps: bool
     """Training begins while the corpus is still packed."""
@@ -91,6 +92,7 @@ def make_plan(config: RunConfig) -> Plan:
         precision=config.train.precision,
         memory=tuple(worker_memory(config, shape, config.resources.min_workers)),
         keep_checkpoints=config.train.keep_checkpoints,
+        keep_best=config.train.keep_best,
         resources=config.resources,
         overlaps=trains_while_packing(config, source_bytes(config), None),
     )
@@ -132,10 +134,15 @@ def _training_lines(plan: Plan) -> list[str]:
                 ("  model", f"{plan.model_type}, {rest}{plan.vocabulary:,} vocabulary rows, {rest}{_short(total)} parameters"),
                 ("  trainable", f"{rest}{counts.trainable:,} ({counts.trainable / total:.1%})"),
                 ("  frozen", f"{rest}{counts.frozen:,}"),
-                ("  checkpoint", f"{rest}{_size(counts.checkpoint_bytes)} each, the last {plan.keep_checkpoints} kept"),
+                ("  checkpoint", f"{rest}{_size(counts.checkpoint_bytes)} each, {_kept(plan)}"),
             ]
         ),
     ]
+
+
+def _kept(plan: Plan) -> str:
+    best = {0: "", 1: " and the best"}.get(plan.keep_best, f" and the best {plan.keep_best}")
+    return f"the last {plan.keep_checkpoints}{best} kept"
 
 
 def _memory_lines(plan: Plan) -> list[str]:

@@ -21,6 +21,7 @@ from zhlm.checkpoint.saver import Keep, Saver, newest_together
 from zhlm.checkpoint.state import Checkpoint, Scores, TrainState
 from zhlm.config.schema import RunConfig
 from zhlm.errors import DeadlineError, StorageError, TrainError, UserError
+from zhlm.model.bloom import take_positions
 from zhlm.model.load import load_base
 from zhlm.model.lora import make_trainable
 from zhlm.model.new_rows import new_rows_of
@@ -172,7 +173,7 @@ def _build(settings: Settings, found: Checkpoint | None, waits: _Waits) -> Worke
 
     dtype = torch.bfloat16 if train.precision == "bfloat16" else torch.float32
     # Found on each machine by itself: a folder fetched from an object store is on one disk only.
-    model = load_base(config, run.base_model(config), dtype=dtype)
+    model = take_positions(load_base(config, run.base_model(config), dtype=dtype))
     check_isolation(model)
     model = make_trainable(model, train, config.seed, new_rows_of(config, run))
     if train.gradient_checkpointing:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BloomConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from zhlm.errors import BaseModelError
 from zhlm.objectives.causal import IGNORED, make_batch, sum_nats
@@ -149,8 +149,6 @@ def test_models_with_positions_are_let_through(kind: str) -> None:
 
 
 def test_a_model_without_positions_is_refused() -> None:
-    from transformers import BloomForCausalLM
-
     model = BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2))
     with pytest.raises(BaseModelError, match=r"BloomForCausalLM takes no position_ids.*choose a base with positions") as caught:
         check_isolation(model)
