@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from zhlm.blocks.read import BlockReader
+from zhlm.errors import StorageError
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run, storage_errors
 from zhlm.track.tensorboard import FOLDER, EventFile
@@ -60,7 +61,12 @@ class BlockTrace:
     def append(self, step: int, indices: Sequence[int], blocks: Blocks | None) -> None:
         """Write a step, on the disk before it is trained on."""
         rows = list(self._rows(indices, blocks)) if blocks is not None else []
-        line = json.dumps({"step": step, **self._attempt, "blocks": rows}) + "\n"
+        try:
+            self._write(json.dumps({"step": step, **self._attempt, "blocks": rows}) + "\n")
+        except StorageError as error:  # of this rank alone: told as the user's, it would leave the others waiting for this one
+            raise RuntimeError(str(error)) from error
+
+    def _write(self, line: str) -> None:
         if self._place.remote:  # object stores cannot append
             self._place.write_text((self._place.read_text() if self._place.exists() else "") + line)
             return

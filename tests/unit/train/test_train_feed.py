@@ -142,3 +142,10 @@ def test_the_trace_names_each_block_that_was_read(run: Run) -> None:
     places = [reader.addresses([row[0]])[0] for row in rows]
     assert [row[2:4] for row in rows] == [[reader.part(a.stream, a.shard).key[:12], a.row] for a in places]
     assert len({row[4] for row in rows}) == 3, "different blocks have different checksums"
+
+
+def test_a_trace_that_cannot_be_written_ends_the_whole_group(run: Run) -> None:
+    """An error of the user's kind ends one rank quietly, and this one did not come to all of them."""
+    (run.folder / "trace").path.write_text("a file where the folder should be")
+    with pytest.raises(RuntimeError, match="File exists"):
+        BlockTrace(run.folder / "trace", 0, 2, 0, BlockReader(run, WEIGHTS, "train", 1)).append(1, [], None)
