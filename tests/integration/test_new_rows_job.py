@@ -93,12 +93,14 @@ def train(config: RunConfig, found: Checkpoint | None) -> list[float]:
     engine.set_rates(0.0)
     step(0, 0.0)
     engine.restore(found)
-    losses = []
+    losses, copy = [], engine.state_copy()
     for number in range(found.state.step if found else 0, STEPS):
         engine.set_rates(1.0)
         losses.append(step(number, 1.0))
         if number % 2:
-            save(run.checkpoints, TrainState(number + 1), *engine.gather())
+            copy.take()
+            whole = copy.assemble()
+            save(run.checkpoints, TrainState(number + 1), whole["trainable"], whole["optimizer"])
     engine.deepspeed.destroy()
     return losses
 
