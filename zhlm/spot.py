@@ -28,8 +28,8 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 METADATA = "http://169.254.169.254"
 """The same address on all three clouds, answered by the machine's own host."""
 REQUEST_S = 2.0
-TRIES = 5
-"""Rounds without an answer before the machine is taken for one of no cloud. Azure's first answer may take long."""
+TRIES = 30
+"""Rounds without an answer before the machine is taken for one of no cloud. Azure's first answer may take two minutes."""
 GCS_S = 10
 GOOGLE_PREEMPTED_S, GOOGLE_MAINTENANCE_S = 30, 3600
 

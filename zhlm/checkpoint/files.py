@@ -20,6 +20,7 @@ from zhlm.errors import CheckpointError
 
 Kind = Literal["trainable", "optimizer"]
 CHUNK_BYTES = 16 << 20
+SYNC_BYTES = 1 << 30
 
 Beat = Callable[[], None]
 """Called again and again while work goes on, so that who waits for it knows a slow disk from a dead one."""
@@ -57,11 +58,15 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], beat: Beat = 
         raise CheckpointError(
             f"checkpoint: {path.name} would hold {len(tensors)} tensors, empty ones: {empty}; a sharded parameter was not gathered"
         )
-    written = hashlib.sha256()
+    written, waiting = hashlib.sha256(), 0
     with open(path, "wb") as file:
         for piece in _pieces(tensors):
             file.write(piece)
             written.update(piece)
+            waiting += len(piece)
+            if waiting >= SYNC_BYTES:  # or the end would wait for all of it without a sign of life
+                os.fsync(file.fileno())
+                waiting = 0
             beat()
         file.flush()
         os.fsync(file.fileno())

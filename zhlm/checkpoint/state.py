@@ -10,6 +10,7 @@ that lacks progress.json or fails a checksum never counts.
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,9 @@ from zhlm.storage import Place
 FORMAT = 2
 """Of progress.json and the files that it names. 1: before it had a number; one file of each kind."""
 TRAINABLE, OPTIMIZER = file_name("trainable", 0, 1), file_name("optimizer", 0, 1)
+
+_NAME = re.compile(r"step_\d{8,}")
+"""Other names in the folder are a user's, such as a copy of the best."""
 
 Scores = Mapping[str, Mapping[str, float]]
 """Stream -> what validation measured, such as bits_per_byte."""
@@ -137,7 +141,7 @@ def copy_here(checkpoint: Checkpoint, checkpoints: Place) -> Checkpoint:
 
 
 def _names(checkpoints: Place) -> list[str]:
-    return [n for n in checkpoints.names() if n.startswith("step_")]
+    return [n for n in checkpoints.names() if _NAME.fullmatch(n)]
 
 
 def _verified(folder: Path, beat: Beat = lambda: None) -> Checkpoint | str:

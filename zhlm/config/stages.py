@@ -31,7 +31,7 @@ def reads(config: RunConfig, stage: Stage) -> dict[str, Any]:
     """
     full = config.model_dump(mode="json")
     base = {"base": full["base"]}
-    sources = [{k: v for k, v in s.items() if k != "weight"} for s in full["streams"]]
+    sources = [{k: v for k, v in s.items() if k not in ("weight", "max_repeats")} for s in full["streams"]]  # the latter only refuses
     if stage == "sample":
         return {"sample": full["sample"], "seed": full["seed"]}
     if stage == "vocab":
@@ -44,8 +44,8 @@ def reads(config: RunConfig, stage: Stage) -> dict[str, Any]:
         measured = ("validate_every", "validation_blocks") if config.train.early_stop else ()  # these decide then where it ends
         settings = {k: v for k, v in full["train"].items() if k not in RHYTHM or k in measured}
         return base | {"train": settings, "weights": weights, "seed": full["seed"]}
-    if stage == "export":
-        return {}
+    if stage == "export":  # written into generation_config.json
+        return {"evaluate": {"generate": {"max_new_tokens": full["evaluate"]["generate"]["max_new_tokens"]}}}
     return {"evaluate": full["evaluate"]}
 
 

@@ -11,6 +11,7 @@ from zhlm.config.schema import RunConfig
 from zhlm.model.shape import ModelShape, parameters
 from zhlm.model.trained import trained_sizes
 from zhlm.submit.sources import added_rows
+from zhlm.train.schedule import share_of
 
 ADAM_BYTES = 8
 """Two fp32 moments for each trained parameter."""
@@ -53,7 +54,9 @@ def worker_memory(config: RunConfig, shape: ModelShape, workers: int) -> list[Me
     """What one of so many workers holds while it trains, largest moment of a step."""
     train, counts = config.train, count_parameters(config, shape)
     value_bytes = 2 if train.precision == "bfloat16" else 4
-    sharded = {stage: workers if train.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    zero = max(train.zero_stage, 1) if train.precision == "bfloat16" else train.zero_stage  # as train/engine.py does it
+    sharded = {stage: workers if zero >= stage else 1 for stage in (1, 2, 3)}
+    copied_by = workers if train.lora is None else sharded[1]
     all_weights = (counts.trainable + counts.frozen) * value_bytes
     kept, weights = all_weights // sharded[3], all_weights
     if train.zero_stage == 3:
@@ -62,9 +65,9 @@ def worker_memory(config: RunConfig, shape: ModelShape, workers: int) -> list[Me
         one_block = (parts["attention"] + parts["mlp"]) // shape.layers
         gathered = max(parts["embeddings"], one_block) * value_bytes
         weights = min(all_weights, gathered if train.offload == "all" else kept + gathered)
-    has_master = train.precision == "bfloat16" or train.zero_stage > 0
+    has_master = zero > 0
     states = counts.trainable * (ADAM_BYTES + (MASTER_BYTES if has_master else 0)) // sharded[1]
-    rows = train.micro_batch_blocks * config.pack.block_tokens
+    rows = share_of(train.global_batch_blocks, train.micro_batch_blocks, workers).micro_blocks * config.pack.block_tokens
     # Softmax needs the logits in fp32, then a gradient of the same size.
     logits = rows * shape.vocabulary * (value_bytes + 4 + 4)
     return [
@@ -72,7 +75,7 @@ def worker_memory(config: RunConfig, shape: ModelShape, workers: int) -> list[Me
         *([MemoryPart("offloaded weights", kept, on_host=True)] if train.offload == "all" else []),
         MemoryPart("gradients", counts.trainable * value_bytes // sharded[2]),
         MemoryPart("optimizer states", states, on_host=train.offload != "none"),
-        MemoryPart("copy for checkpoints", counts.checkpoint_bytes // sharded[1], on_host=True),
+        MemoryPart("copy for checkpoints", counts.checkpoint_bytes // copied_by, on_host=True),
         MemoryPart("activations", _activation_bytes(config, shape, rows, value_bytes), estimated=True),
         MemoryPart("logits", logits),
     ]

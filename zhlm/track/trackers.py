@@ -18,12 +18,10 @@ from typing import Any, Protocol, Self
 
 from zhlm.config.schema import RunConfig
 from zhlm.errors import ConfigError
-from zhlm.storage import Run
+from zhlm.storage import TRACKER_IDS, Run
 from zhlm.track.gauges import Prometheus
 from zhlm.track.tensorboard import scalars
 
-IDS = "trackers.json"
-"""Beside the checkpoints, so that a training that begins anew is another run to the trackers, and one that goes on is the same."""
 LEAVE_S = 60.0
 """How long the end of training waits for slow servers."""
 
@@ -94,7 +92,7 @@ class Trackers:
 def trackers_of(config: RunConfig, run: Run) -> list[Tracker]:
     """Raises: ConfigError when one that is asked for cannot start."""
     started: list[Tracker] = [Prometheus(config.name)]
-    ids = run.checkpoints / IDS
+    ids = run.checkpoints / TRACKER_IDS
     for name in config.train.trackers:
         known = json.loads(ids.read_text()) if ids.exists() else {}
         try:

@@ -25,7 +25,7 @@ class Board:
 
     def start(self, step: int, passed_over: list[str]) -> None:
         self._starts.append((step, passed_over))
-        self._asked = ""
+        self._asked, self._error = "", None  # what was said of or by workers that are gone
 
     def ask(self, why: str) -> None:
         """The workers should leave. Said again and again as long as it holds."""

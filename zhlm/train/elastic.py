@@ -81,6 +81,12 @@ class Elastic(ElasticScalingPolicy):  # type: ignore[misc]
         with _head_may_be_away():
             if workers := self._workers_now():
                 return self._get_resize_decision(workers)
+        waited_s = time.monotonic() - (self._short_since_s or time.monotonic())
+        if waited_s > self._start_timeout_s + GONE_S:
+            raise DeadlineError(
+                f"train: the cluster's nodes could not be looked at for {waited_s:.0f} s; look whether its head lives, and run the same "
+                "command again"
+            )
         time.sleep(LOOK_S / 2)
         return NoopDecision()
 

@@ -1,10 +1,11 @@
 """A training whose number of steps changed goes on from where both would have come the same way."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from zhlm.config.schema import TrainConfig
-from zhlm.storage import MANIFEST, STARTED, Place
+from zhlm.storage import MANIFEST, STARTED, TRACKER_IDS, Place
 from zhlm.train.schedule import rate_factor
 
 
@@ -15,10 +16,12 @@ def keep_what_serves(checkpoints: Place, before: Mapping[str, Any], now: Mapping
     """
     most = steps_in_common(before, now)
     names = checkpoints.names()
-    kept = [name for name in names if name.startswith("step_") and int(name.removeprefix("step_")) <= most]
+    kept = [name for name in names if re.fullmatch(r"step_\d{8,}", name) and int(name.removeprefix("step_")) <= most]
     if not kept:
         return 0
-    for name in sorted({*names} - {*kept, STARTED}, key=lambda name: name != MANIFEST):  # first of all it is no longer finished
+    for name in sorted(
+        {*names} - {*kept, STARTED, TRACKER_IDS}, key=lambda name: name != MANIFEST
+    ):  # first of all it is no longer finished
         (checkpoints / name).delete()
     return int(kept[-1].removeprefix("step_"))
 

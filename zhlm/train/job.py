@@ -85,7 +85,8 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
             try:
                 trainer.fit()
             except TrainingFailedError as error:
-                raise _named(error, config.resources) from error
+                *_, problem, _ = ray.get(board.take.remote(), timeout=ANSWER_TIMEOUT_S)
+                raise (problem or _named(error, config.resources)) from error
         _, starts, problem, _ = ray.get(board.take.remote(), timeout=ANSWER_TIMEOUT_S)
         if problem is not None:
             raise problem
@@ -155,7 +156,9 @@ def _watching(board: Any, steps: int, config: RunConfig, report: Report, tracker
         shown: dict[str, float | int | str] = {"workers": f"0/{config.resources.max_workers}", "waiting for": "workers"}
         report(Progress("train", 0, steps, "steps", shown))
         done, told = 0, ""
-        while not stop.wait(POLL_S):
+        ended = False
+        while not ended:
+            ended = stop.wait(POLL_S)  # then once more, for the last rows
             rows, starts, _, waits = ray.get(board.take.remote(), timeout=ANSWER_TIMEOUT_S)
             trackers.tell(rows)
             for row in rows:
@@ -200,21 +203,24 @@ def _named(error: TrainingFailedError, resources: ResourcesConfig) -> TrainError
     if isinstance(failure, DeadlineError):
         return failure
     if isinstance(failure, WorkerGroupStartupTimeoutError):
-        return DeadlineError(not_started(resources.min_workers, scaling_config(resources).resources_per_worker, resources.start_timeout_s))
+        tries = resources.max_failures + 1
+        waited_s = tries * min(START_S, resources.start_timeout_s / tries)
+        return DeadlineError(not_started(resources.min_workers, scaling_config(resources).resources_per_worker, waited_s))
     failures = getattr(error, "worker_failures", None)
     for one in (failures or {}).values():
         if isinstance(one, TrainError):
             return TrainError(str(one))
     first = next(iter(failures.values())) if failures else failure or error
-    reason = str(first).strip().splitlines()[-1]
+    reason = (str(first).strip().splitlines() or [type(first).__name__])[-1]
     return TrainError(f"train: stopped after {resources.max_failures} restarts: {reason}; see the log")
 
 
 def _facts(where: Run, steps: int, restarts: int) -> dict[str, Any]:
     checkpoint, _ = newest(where.checkpoints)
     rows = read_rows(where.metrics)
-    stopped = next((r["step"] for r in rows if r.get("stopped_early")), None)
-    assert checkpoint is not None and checkpoint.state.step == (stopped or steps), f"training ended without a checkpoint of step {steps}"
+    assert checkpoint is not None, f"training ended without a checkpoint of step {steps}"
+    stopped = next((r["step"] for r in rows if r.get("stopped_early") and r["step"] == checkpoint.state.step), None)
+    assert checkpoint.state.step == (stopped or steps), f"training ended without a checkpoint of step {steps}"
     losses = [r["loss_nats"] for r in rows if "loss_nats" in r]
     last = next(r["validation"] for r in reversed(rows) if "validation" in r)
     scores = ", ".join(f"{name} {score['bits_per_byte']:.3f}" for name, score in last.items())

@@ -1,6 +1,7 @@
 """What each training worker runs: build, restore, then step by step forward, backward, optimizer, account."""
 
 import math
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from zhlm.blocks.store import Ledger, read_plan
 from zhlm.checkpoint.saver import Keep, Saver, newest_together
 from zhlm.checkpoint.state import Checkpoint, Scores, TrainState
 from zhlm.config.schema import RunConfig
-from zhlm.errors import DeadlineError, StorageError, TrainError, UserError
+from zhlm.errors import DeadlineError, RunError, StorageError, TrainError, UserError
 from zhlm.model.bloom import take_positions
 from zhlm.model.load import load_base
 from zhlm.model.lora import make_trainable
@@ -71,13 +72,14 @@ class Worker:
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Entry point under TorchTrainer. An error that every rank meets alike goes to the board: raised, it would only restart the workers."""
+    """Entry point under TorchTrainer. Errors with a name go to the board, for the driver, and end all workers for good (elastic.py)."""
     board = settings.pop("board")
     config = RunConfig.model_validate_json(settings.pop("config"))
     try:
         _train(Settings(config, **settings), board)
     except (UserError, TrainError, DeadlineError) as error:
         ray.get(board.fail.remote(error), timeout=60)
+        raise TrainError(str(error)) from error  # the other ranks may not have met it, and would wait for this one
     except FailedElsewhere:
         return
     except Shortage as shortage:  # raised, for the others may wait for this rank; elastic.py starts nobody again for it
@@ -111,7 +113,9 @@ def _train(settings: Settings, board: Any) -> None:
     checkpoints = Run(Place(settings.folder)).checkpoints
     found, passed_over = newest_together(checkpoints)
     state = found.state if found else TrainState()
-    stop = EarlyStop(settings.config, read_rows(Run(Place(settings.folder)).metrics, state.step))
+    rows = read_rows(Run(Place(settings.folder)).metrics, state.step)
+    # A run that was shorter once measured at its own end as well.
+    stop = EarlyStop(settings.config, [r for r in rows if r["step"] % train.validate_every == 0 or r["step"] == settings.steps])
     worker = _build(settings, found, _Waits(board))
     log = MetricsLog(worker.run, state.step) if worker.rank == 0 else None
     teller = _Teller(board, log, worker, passed_over, state)
@@ -241,6 +245,7 @@ def _key(*parts: int) -> int:
     return int(np.random.SeedSequence([p % (1 << 32) for p in parts]).generate_state(1, np.uint64)[0] >> 1)
 
 
+@memory_for("the copy for checkpoints")
 def _saver(worker: Worker, teller: "_Teller", resumed: TrainState) -> Saver:
     train, streams = worker.settings.config.train, worker.settings.config.streams
     return Saver(
@@ -266,14 +271,16 @@ class _Teller:
 
     def __init__(self, board: Any, log: MetricsLog | None, worker: Worker, passed_over: list[str], resumed: TrainState) -> None:
         self._board, self._log, self._worker = board, log, worker
-        self._seen, self._waited_s, self._packed, self._is_behind = resumed, 0.0, 0.0, False
+        self._seen, self._waited_s, self._packed, self._is_behind = resumed, 0.0, 0.0, resumed.step > 0  # later rows go
+        self._lock = threading.Lock()  # the thread that saves catches up too
         if log is not None:
             board.start.remote(resumed.step, passed_over)
 
     def tell(self, state: TrainState, **facts: Any) -> None:
         if self._log is not None:
-            self._board.put.remote(self._log.append({"step": state.step, **facts}))
-            self._is_behind = True
+            with self._lock:
+                row, self._is_behind = self._log.append({"step": state.step, **facts}), True
+            self._board.put.remote(row)
             try:
                 self.catch_up()
             except StorageError as error:  # it may be back in a moment; if not, the next save says so to all ranks
@@ -281,15 +288,17 @@ class _Teller:
 
     def catch_up(self) -> None:
         """Write the rows that are not written yet. Raises: StorageError."""
-        if self._log is not None and self._is_behind:
-            self._log.flush()
-            self._is_behind = False
+        with self._lock:
+            if self._log is not None and self._is_behind:
+                self._log.flush()
+                self._is_behind = False
 
     def note(self, state: TrainState, **facts: Any) -> None:
         """A row that is written with the next one, or with the next checkpoint."""
-        if self._log is not None:
-            self._log.append({"step": state.step, **facts})
-            self._is_behind = True
+        with self._lock:
+            if self._log is not None:
+                self._log.append({"step": state.step, **facts})
+                self._is_behind = True
 
     def tell_step(self, state: TrainState, waited_s: float, **facts: Any) -> None:
         """`waited_s`: for blocks, since the loop began. Rates and shares are of the steps since the last row."""
@@ -299,7 +308,8 @@ class _Teller:
         facts |= {"tokens": state.tokens, "seconds": round(state.seconds, 3), "workers": self._worker.world_size}
         facts |= {"tokens_per_s": round(tokens / seconds, 1), "data_wait_share": round((waited_s - self._waited_s) / seconds, 5)}
         if self._packed < 1:  # of a large corpus, the ledger takes a second to read
-            self._packed = packed_share(self._worker.run)
+            with suppress(StorageError, RunError):  # one rank asks, and may ask again at the next row
+                self._packed = packed_share(self._worker.run)
         self._seen, self._waited_s = state, waited_s
         self.tell(state, **facts, **({"packed_share": round(self._packed, 4)} if self._packed < 1 else {}))
 

@@ -176,7 +176,7 @@ def test_memory_by_stage(tmp_path: Path, stage: int, weights: float | None, grad
     assert parts["weights"] == (gathered if weights is None else total * weights)
     assert parts["gradients"] == pytest.approx(total * gradients, abs=4)
     assert parts["optimizer states"] == pytest.approx(total * states, abs=4)
-    assert parts["logits"] == 4 * 100 * 1000 * 12
+    assert parts["logits"] == 3 * 100 * 1000 * 12, "ten blocks for four workers are three at a time"
 
 
 def test_precision_offload_and_checkpointing(tmp_path: Path) -> None:
