@@ -5,12 +5,9 @@ result, as JSON.
 """
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -18,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.pack import QUIET
+from benchmarks.train_run import run_arm
 from zhlm.config.schema import RunConfig
 
 CASES = ("parity", "step", "checkpoint", "kill", "start")
@@ -51,26 +48,6 @@ def config_of(folder: Path, given: Namespace, **train: Any) -> RunConfig:
         "resources": {"workers": workers},
     }
     return RunConfig.model_validate_json(json.dumps(data))
-
-
-def run_arm(arm: str, config: RunConfig, *more: object, ranks: int = 0) -> dict[str, Any]:
-    """One arm in a new process, or in ranks of torchrun; what it found, and how busy the machine was just before."""
-    busy = {"busy_before": machine.busy_share()}
-    with tempfile.TemporaryDirectory(prefix="zhlm-bench-") as scratch:
-        given, result = Path(scratch) / "config.json", Path(scratch) / "result.json"
-        given.write_text(config.model_dump_json(), encoding="utf-8")
-        launcher = [sys.executable, "-m"]
-        if ranks:
-            launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-        command = [*launcher, "benchmarks.train_arms", arm, str(given), str(result), *map(str, more)]
-        busy["started_at"] = time.time()
-        # One thread a rank, as Ray gives a worker of one CPU.
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | QUIET | {"OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            raise SystemExit(f"benchmarks: arm {arm} failed:\n{done.stdout[-1000:]}\n{done.stderr[-4000:]}")
-        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
-    print(f"{arm:14}{json.dumps(busy)}", file=sys.stderr, flush=True)
-    return found | busy
 
 
 Arms = dict[str, Callable[[], dict[str, Any]]]

@@ -189,7 +189,7 @@ def submitted(head: Head, config: Any, folder: Path) -> dict[str, Any]:
 
 def torchrun(config: Any, ranks: int = 2) -> dict[str, Any]:
     """The bare loop: seconds from the command to the end of its first step."""
-    from benchmarks.train import run_arm
+    from benchmarks.train_run import run_arm
 
     found = run_arm("bare", config, ranks=ranks)
     return {"first_step_s": found["first_step_at"] - found["started_at"]}

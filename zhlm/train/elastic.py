@@ -62,6 +62,8 @@ class Elastic(ElasticScalingPolicy):  # type: ignore[misc]
         self._board, self._start_timeout_s = board, start_timeout_s
         self._own: Counter[str] = Counter()
         """Workers of the group on each node, when last seen."""
+        self._group: Any = None
+        """The placement group of that one, which holds its places until the next one starts."""
         self._unseen = 0
         """Workers of a group that was started and not seen yet."""
         self._settle_s, self._rest_s, self._least_rest_s = SETTLE_S, REST_S, REST_S
@@ -102,8 +104,7 @@ class Elastic(ElasticScalingPolicy):  # type: ignore[misc]
         now, config = time.monotonic(), self.scaling_config
         self._short_since_s = self._short_since_s or now
         waited_s = now - self._short_since_s
-        # The group that ended holds its places until the next one starts.
-        slots, leaving = self._free() + self._own, cluster.get_draining_nodes()
+        slots, leaving = self._free() + self._places(), cluster.get_draining_nodes()
         fits = sum(slots[node] for node in answering(ray.nodes(), slots) if node not in leaving)
         settled = waited_s > self._settle_s
         if not settled and fits < config.max_workers and not self._own:
@@ -129,6 +130,7 @@ class Elastic(ElasticScalingPolicy):  # type: ignore[misc]
             self._rest_s = min(2 * self._rest_s, MOST_REST_S) if workers < self._wanted else self._least_rest_s
         self._looked_s, self._unseen = now, 0
         self._own = Counter(w.metadata.node_id for w in worker_group_state.workers)
+        self._group = worker_group_state.placement_group_handle.placement_group
         leaving = sorted(self._own.keys() & cluster.get_draining_nodes().keys())
         room = self.scaling_config.max_workers - workers
         more = min(room, self._free().total()) if room > 0 else 0
@@ -139,6 +141,13 @@ class Elastic(ElasticScalingPolicy):  # type: ignore[misc]
         elif self._room_since_s and now - self._room_since_s > self._settle_s and now - worker_group_state.start_time > self._rest_s:
             self._wanted = workers + more
             self._board.ask.remote(f"there is room for {self._wanted} workers, {workers} train")
+
+    def _places(self) -> Counter[str]:
+        """Those of the group that ended, by node: Ray moves lost ones to other nodes, also to one that comes for a dead one."""
+        if not self._own:
+            return Counter()
+        nodes = ray.util.placement_group_table(self._group)["bundles_to_node_id"].values()
+        return Counter(node for node in nodes if node)
 
     def _free(self) -> Counter[str]:
         """Workers that each node has room for; none where it is to be taken away."""

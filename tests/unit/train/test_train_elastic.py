@@ -44,6 +44,7 @@ class Nodes:
         nodes = lambda: [{"NodeID": n, "Alive": True, "Resources": CPU} for n in self.names]  # noqa: E731
         monkeypatch.setattr(elastic.ray, "nodes", nodes)
         monkeypatch.setattr(elastic.ray, "available_resources", lambda: {"CPU": 1.0})
+        monkeypatch.setattr(elastic.ray.util, "placement_group_table", lambda group: {"bundles_to_node_id": group})
         monkeypatch.setattr(elastic, "answering", lambda _, wanted: [n for n in wanted if n in self.names and n not in self.silent])
         clock = SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep)
         monkeypatch.setattr(elastic, "time", clock)
@@ -63,7 +64,10 @@ class Nodes:
 
     def runs(self, policy: Elastic, seconds: float, since: float | None = None) -> None:
         workers = [SimpleNamespace(metadata=SimpleNamespace(node_id=n)) for n in self.taken.elements()]
-        state = SimpleNamespace(workers=workers, num_workers=len(workers), start_time=self.now if since is None else since)
+        self.places = dict(enumerate(self.taken.elements()))
+        handle = SimpleNamespace(placement_group=self.places)
+        since = self.now if since is None else since
+        state = SimpleNamespace(workers=workers, num_workers=len(workers), start_time=since, placement_group_handle=handle)
         for _ in range(int(seconds)):
             self.now += 1.01
             assert isinstance(policy.make_decision_for_running_worker_group(state, None), NoopDecision), (
@@ -96,6 +100,17 @@ def test_a_dead_node_is_not_counted_even_if_the_head_believes_in_it(monkeypatch:
     nodes.silent = {"c"}
     assert nodes.started(policy) == 2, "at once: the places of the group that ended are its own"
     assert board.asks == []
+
+
+def test_a_node_that_comes_for_a_dead_one_counts_though_the_group_that_ended_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes(monkeypatch, "a", "b")
+    policy, _ = policy_of(2)
+    assert nodes.started(policy) == 2
+    nodes.runs(policy, 2)
+    nodes.names, nodes.places[1] = ["a"], ""  # where Ray has no place for it
+    assert nodes.started(policy) is None
+    nodes.names, nodes.places[1], nodes.taken = ["a", "new"], "new", Counter(["a", "new"])
+    assert nodes.started(policy) == 2
 
 
 def test_a_group_that_ended_before_it_was_seen_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
