@@ -14,10 +14,17 @@ from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 class PackedBloom(BloomForCausalLM):  # type: ignore[misc]
     """The same weights; without `position_ids` the same model."""
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **inputs: Any) -> Any:
-        """Shapes: input_ids_BT, position_ids_BT."""
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Shapes: input_ids_BT, position_ids_BT. There is a mask or there are positions."""
         if position_ids is None:
-            return super().forward(input_ids=input_ids, **inputs)
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **inputs)
+        assert attention_mask is None, "positions say what a mask would say"
         slopes_H = _get_alibi_slopes(self.config.n_head, device=position_ids.device)
 
         def alibi(mask: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:

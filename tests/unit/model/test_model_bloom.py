@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from zhlm.config.schema import TrainConfig
 from zhlm.model.bloom import PackedBloom, take_positions
+from zhlm.model.lora import make_trainable
 from zhlm.train.isolation import check_isolation
 
 LENGTHS = (11, 1, 20)
@@ -46,6 +48,15 @@ def test_gradients_are_those_of_the_documents_alone_with_checkpointing_too() -> 
     for first, second, third in zip(*gradients, strict=True):
         torch.testing.assert_close(first, second)
         torch.testing.assert_close(first, third, rtol=1e-4, atol=1e-5)
+
+
+def test_lora_around_it_hands_the_positions_on() -> None:
+    ids_BT, positions_BT = packed()
+    model = take_positions(tiny())
+    with torch.no_grad():
+        before = model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).logits
+        adapted = make_trainable(model, TrainConfig(steps=1, embeddings="all"), 7)
+        assert torch.equal(adapted(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).logits, before)
 
 
 def test_without_positions_it_is_the_model_that_it_was() -> None:
