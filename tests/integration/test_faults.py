@@ -174,26 +174,6 @@ def test_a_node_dies_another_comes_and_is_taken_away(cluster: Any, cloud: Cloud,
     assert checkpoint is not None and checkpoint.state.step >= last - 20
 
 
-def test_a_node_that_comes_for_a_dead_one_is_used(cluster: Any, tmp_path: Path) -> None:
-    """No fewer workers are allowed. Ray gives the new node's place to the group that ended, and would keep it there."""
-    first = cluster.add_node(num_cpus=1)
-    save_tiny_llama(tmp_path / "base")
-    write_blocks(tmp_path / "runs" / "tiny", ["zh", "en"])
-    data = run_data(tmp_path, steps=100_000, checkpoint_every=10, validate_every=10_000)
-    data["resources"] = {"workers": 2, "max_failures": 1}
-    config = RunConfig.model_validate_json(json.dumps(data))
-    driver = train_on(cluster, config)
-    try:
-        before = wait_for("twelve steps", lambda: [r for r in rows(config) if r["step"] > 12], driver)[-1]
-        os.kill(first.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-        time.sleep(2.0)
-        cluster.add_node(num_cpus=1)
-        wait_for("steps with the new node", lambda: [r for r in rows(config) if r["unix_s"] > before["unix_s"] + 3.0], driver)
-    finally:
-        driver.kill()
-        driver.communicate(timeout=60)
-
-
 def three_workers(folder: Path, start_timeout_s: int) -> RunConfig:
     """One more than there are CPUs."""
     save_tiny_llama(folder / "base")
