@@ -6,17 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from conftest import run_data, save_tiny_llama, write_blocks
+from metadata_service import MetadataService
 from zhlm.checkpoint.state import newest
 from zhlm.config.schema import RunConfig
 from zhlm.errors import DeadlineError
@@ -35,6 +34,7 @@ ray.init(address="auto", log_to_driver=False)
 job.run(RunConfig.model_validate_json(sys.argv[1]), lambda progress: None)
 """
 BATCH = 24
+NOTICE = "GET /latest/meta-data/spot/instance-action"
 LIMIT_S = 90.0
 """A machine that others use too may take this long for what takes ten seconds."""
 
@@ -51,37 +51,10 @@ def wait_for(what: str, get: Callable[[], T], alive: "subprocess.Popen[str]") ->
     return found
 
 
-class Cloud:
-    """The metadata service of an AWS machine; `notice` is what it says of its end."""
-
-    def __init__(self) -> None:
-        cloud, self.notice = self, ""
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                path = self.path if self.command == "GET" else "token"
-                body = {"token": "secret", "/latest/meta-data/spot/instance-action": cloud.notice}.get(path)
-                self.send_response(200 if body else 404)
-                self.end_headers()
-                self.wfile.write((body or "").encode())
-
-            do_PUT = do_GET
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 @pytest.fixture
-def cloud() -> Iterator[Cloud]:
-    cloud = Cloud()
+def cloud() -> Iterator[MetadataService]:
+    cloud = MetadataService()
+    cloud.answers["PUT /latest/api/token"] = "secret"
     yield cloud
     cloud.close()
 
@@ -131,7 +104,7 @@ def train_on(cluster: Any, config: RunConfig) -> "subprocess.Popen[str]":
     )
 
 
-def test_a_node_dies_another_comes_and_is_taken_away(cluster: Any, cloud: Cloud, tmp_path: Path) -> None:
+def test_a_node_dies_another_comes_and_is_taken_away(cluster: Any, cloud: MetadataService, tmp_path: Path) -> None:
     first = cluster.add_node(num_cpus=1)
     save_tiny_llama(tmp_path / "base")
     write_blocks(tmp_path / "runs" / "tiny", ["zh", "en"])
@@ -157,7 +130,9 @@ def test_a_node_dies_another_comes_and_is_taken_away(cluster: Any, cloud: Cloud,
 
         where = ["--address", cluster.address, "--node-id", second.node_id, "--metadata", cloud.address]
         agent = subprocess.Popen([sys.executable, "-m", "zhlm.spot", "--every", "0.2", *where])
-        cloud.notice = json.dumps({"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 120))})
+        cloud.answers[NOTICE] = json.dumps(
+            {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 120))}
+        )
         assert agent.wait(60) == 0
         left = wait_for("the worker on the node that stays", lambda: trains(1, both["step"]), driver)
         last = wait_for("ten more steps", lambda: trains(1, left["step"] + 10), driver)["step"]

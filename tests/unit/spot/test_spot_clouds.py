@@ -1,13 +1,12 @@
 """The notice of each cloud, from a server on loopback that answers as the cloud's does."""
 
 import json
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from metadata_service import MetadataService
 from zhlm import spot
 from zhlm.spot import Metadata, Notice, aws, azure, google
 
@@ -16,66 +15,33 @@ NAME = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
 TOKEN = ("X-aws-ec2-metadata-token", "secret")
 
 
-class Machine:
-    """A metadata service: what it answers, and which header a question must have."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, str] = {}
-        self.header = ("", "")
-        self.asked: list[str] = []
-        machine = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                machine.asked.append(f"{self.command} {self.path}")
-                name, value = machine.header
-                needed = not name or self.command == "PUT" or self.headers.get(name) == value
-                body = machine.answers.get(f"{self.command} {self.path}") if needed else None
-                self.send_response(200 if body is not None else 404 if needed else 401)
-                self.end_headers()
-                self.wfile.write((body or "").encode())
-
-            do_PUT = do_GET
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 @pytest.fixture
-def machine() -> Iterator[Machine]:
-    machine = Machine()
+def machine() -> Iterator[MetadataService]:
+    machine = MetadataService()
     yield machine
     machine.close()
 
 
-def on_aws(machine: Machine) -> Metadata:
+def on_aws(machine: MetadataService) -> Metadata:
     machine.header = TOKEN
     machine.answers = {"PUT /latest/api/token": "secret"}
     return Metadata(machine.address)
 
 
-def on_google(machine: Machine) -> Metadata:
+def on_google(machine: MetadataService) -> Metadata:
     machine.header = ("Metadata-Flavor", "Google")
     at = "GET /computeMetadata/v1/instance/"
     machine.answers = {at + "preempted": "FALSE", at + "maintenance-event": "NONE"}
     return Metadata(machine.address)
 
 
-def on_azure(machine: Machine) -> Metadata:
+def on_azure(machine: MetadataService) -> Metadata:
     machine.header = ("Metadata", "true")
     machine.answers = {"GET " + NAME: "gpu_7", "GET " + SCHEDULED: '{"DocumentIncarnation": 1, "Events": []}'}
     return Metadata(machine.address)
 
 
-def test_aws_gives_two_minutes_and_wants_a_token(machine: Machine) -> None:
+def test_aws_gives_two_minutes_and_wants_a_token(machine: MetadataService) -> None:
     metadata = on_aws(machine)
     assert aws(metadata) is None
     machine.answers["GET /latest/meta-data/events/recommendations/rebalance"] = '{"noticeTime": "2026-01-01T08:00:00Z"}'
@@ -85,7 +51,7 @@ def test_aws_gives_two_minutes_and_wants_a_token(machine: Machine) -> None:
     assert aws(metadata) == Notice("AWS: terminate", datetime(2026, 1, 1, 8, 22, tzinfo=UTC))
 
 
-def test_google_says_preempted_or_the_end_of_a_machine_with_a_gpu(machine: Machine) -> None:
+def test_google_says_preempted_or_the_end_of_a_machine_with_a_gpu(machine: MetadataService) -> None:
     metadata = on_google(machine)
     assert google(metadata) is None
     at, now = "GET /computeMetadata/v1/instance/", datetime.now(UTC)
@@ -104,7 +70,7 @@ def event(kind: str, resources: list[str], not_before: str) -> str:
     return json.dumps({"DocumentIncarnation": 2, "Events": [one | {"NotBefore": not_before}]})
 
 
-def test_azure_tells_of_all_machines_of_a_set(machine: Machine) -> None:
+def test_azure_tells_of_all_machines_of_a_set(machine: MetadataService) -> None:
     metadata, when = on_azure(machine), "Mon, 19 Sep 2026 18:29:47 GMT"
     assert azure(metadata) is None
     for kind, resources in (("Preempt", ["gpu_8"]), ("Reboot", ["gpu_7"])):
@@ -117,20 +83,20 @@ def test_azure_tells_of_all_machines_of_a_set(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("prepare", [on_aws, on_google, on_azure])
-def test_each_cloud_is_known_by_its_answers(machine: Machine, prepare: object) -> None:
+def test_each_cloud_is_known_by_its_answers(machine: MetadataService, prepare: object) -> None:
     metadata = prepare(machine)  # type: ignore[operator]
     expected = {"on_aws": aws, "on_google": google, "on_azure": azure}[prepare.__name__]  # type: ignore[attr-defined]
     assert spot.find_cloud(metadata, (aws, google, azure), 0.01) is expected
 
 
-def test_where_there_is_no_cloud_the_agent_ends(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_is_no_cloud_the_agent_ends(machine: MetadataService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spot, "drain", lambda *_: pytest.fail("drained"))
     assert spot.main(["--metadata", machine.address, "--every", "0.01"]) == 0
     assert len(machine.asked) >= spot.TRIES, "a service that is late is waited for"
     assert spot.main(["--metadata", "http://127.0.0.1:9", "--every", "0.01"]) == 0
 
 
-def test_a_notice_drains_the_node_even_if_ray_or_the_service_is_away(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notice_drains_the_node_even_if_ray_or_the_service_is_away(machine: MetadataService, monkeypatch: pytest.MonkeyPatch) -> None:
     on_aws(machine)
     drained: list[tuple[Notice, str, str | None]] = []
     looks = 0
