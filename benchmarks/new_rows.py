@@ -88,8 +88,8 @@ def ways(model: Any, after: Any, pieces: list[str], first_id: int, base: Any, te
 
 def trained(base: Any, tokenizer: Any, new: tuple[int, int, Any] | None, rows: list[Any], texts: Sequence[str]) -> Curve:
     """Bits per byte of texts, before and while a copy of the base with new rows is trained."""
+    from zhlm.inference.bits import measure
     from zhlm.model.resize import add_rows
-    from zhlm.objectives.bits import measure
 
     model = copy.deepcopy(base)
     if new:

@@ -46,7 +46,7 @@ def trainable(way: str) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from zhlm.model.new_rows import split_rows
+    from zhlm.adapt.new_rows import split_rows
 
     sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=ROWS, tie_word_embeddings=True, **sizes))

@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ UNUSED_S = 14 * 24 * 3600.0
 """What nobody asked for in so long is deleted whatever its size."""
 YOUNG_S = 600.0
 """What was asked for so lately stays: whoever has its path may not have opened it yet."""
+WATCH_S = 1.0
+"""Between two looks at how much of a copy is here."""
 
 _HELD = ".held"
 _TRASH = ".trash-"
@@ -58,6 +61,27 @@ def scratch() -> Iterator[Path]:
             yield work
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def watched(folder: Path, beat: Callable[[], None] | None) -> Iterator[None]:
+    """Inside, `beat` is called whenever the folder has grown."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        size = 0
+        while beat is not None and not stop.wait(WATCH_S):
+            if (now := _bytes_of(folder)) != size:
+                size = now
+                beat()
+
+    thread = threading.Thread(target=watch, daemon=True, name="zhlm-fetch")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""One process at a time works on a run: a lock of this machine, and for a run in an object store, which has no locks, a claim there.
+"""One process at a time works on a run: a lock between processes of one machine, and a claim in the run's folder between machines, because
+an object store has no locks, and those of a network disk may be of each machine alone.
 
     <run>/claims/<name>.json    who works on it; written again every few seconds, and how old it is says the clock of the store
 
@@ -19,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 from zhlm.beside import interruptible
@@ -29,12 +31,13 @@ CLAIMS = "claims"
 BEAT_S = 10.0
 SILENCE_S = 2 * RETRY_S
 """A storage that is away for a while, for its owner alone, must not cost a claim."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextmanager
 def locked(run: Run, tell: Callable[[str], object] = lambda _: None) -> Iterator[None]:
-    """Nobody else works on the run inside the block. Locally the kernel frees the lock of a process that died; elsewhere its claim lets go
-    after SILENCE_S, which is waited for, and told.
+    """Nobody else works on the run inside the block. On this machine the kernel frees the lock of a process that died; the claim of one
+    that died elsewhere lets go after SILENCE_S, which is waited for, and told.
 
     Raises: RunError when somebody does, or took the run over while this process gave no sign of life.
     """
@@ -45,30 +48,38 @@ def locked(run: Run, tell: Callable[[str], object] = lambda _: None) -> Iterator
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            has_lock = True
         except BlockingIOError:
             raise RunError(f"run: another process works on {run.folder} now; wait for it, stop it, or choose another name") from None
-        if not run.folder.remote:
-            yield
-            return
+        except OSError:  # a network disk without locks
+            has_lock = False
         with storage_errors("writing", path):
-            claim = _Claim(run, _replace(file))
+            claim = _Claim(run, _replace(file, has_lock))
         claim.take(tell)
         with claim.kept():
             yield
 
 
-def _replace(file: TextIO) -> tuple[str, str]:
-    """Note the name of a new claim in the lock file. Returns it and the one before, whose process is dead: it held this lock."""
+def _replace(file: TextIO, has_lock: bool) -> tuple[str, str]:
+    """Note the name of a new claim in the lock file. Returns it and the one before, if its process is surely dead: it held this lock, on
+    this machine. The file may be on a disk that other machines write to."""
     file.seek(0)
-    before, name = file.read().strip(), f"{uuid.uuid4().hex[:16]}.json"
+    before, _, where = file.read().strip().partition(" ")
+    name, here = f"{uuid.uuid4().hex[:16]}.json", machine()
     file.truncate(0)
-    file.write(name)
+    file.write(f"{name} {here}")
     file.flush()
-    return name, before
+    return name, before if has_lock and where == here else ""
+
+
+def machine() -> str:
+    """What tells this machine, and this start of it, from all others. Names alone are alike in many clusters."""
+    boot = BOOT_ID.read_text(encoding="utf-8").strip() if BOOT_ID.exists() else f"{uuid.getnode():x}"
+    return f"{socket.gethostname()} {boot}"
 
 
 class _Claim:
-    """This process's claim to a run in an object store."""
+    """This process's claim to a run."""
 
     def __init__(self, run: Run, names: tuple[str, str]) -> None:
         self._run, self._folder, (self._name, self._dead) = run, run.folder / CLAIMS, names
@@ -136,7 +147,7 @@ class _Claim:
 
     def _others(self) -> list[dict[str, Any]] | None:
         """Claims of other processes that live; those of dead ones are deleted. None: this one was."""
-        infos = {i.base_name: i for i in self._folder.infos()}
+        infos = {i.base_name: i for i in self._folder.infos() if not i.base_name.startswith(".")}  # not what is being written
         own = infos.pop(self._name, None)
         if own is None:
             return None

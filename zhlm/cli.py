@@ -22,7 +22,7 @@ examples:
   zhlm model Qwen/Qwen3-0.6B                           its layers, sizes and names
   zhlm vocab BASE --corpus data/zh --out extended      only the vocabulary: base and corpus in, a proven base out
   zhlm generate runs/sample --prompt "今天"            base and adapted model side by side
-  zhlm serve runs/sample                               OpenAI-compatible server
+  zhlm serve runs/sample                               HTTP server, OpenAI-compatible for causal models
 
 Finished stages are skipped when a command is given again; Ctrl-C loses at most the steps since the last checkpoint.
 """
@@ -90,9 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
         _verb(verbs, "vocab", _vocab, "extend the vocabulary of a model, with proof, into a new folder; or prove a tokenizer (--verify)")
     )
 
-    _generate_options(_verb(verbs, "generate", _generate, "continue prompts with the base and the adapted model, side by side"))
+    _generate_options(_verb(verbs, "generate", _generate, "answer prompts with the base and the adapted model, side by side"))
 
-    serve = _verb(verbs, "serve", _serve, "serve the merged model of a run with an OpenAI-compatible API, until stopped")
+    serve = _verb(verbs, "serve", _serve, "serve the merged model of a run over HTTP, until stopped")
     serve.add_argument("run", metavar="RUN", help="run folder, such as runs/sample")
     serve.add_argument("--port", type=_number(int, 1, 65535), metavar="N", help="port to listen on (the config's serve.port)")
     return parser
@@ -121,7 +121,13 @@ def _address_option(parser: argparse.ArgumentParser) -> None:
 
 def _generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, such as runs/sample")
-    parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="text to continue; may be repeated")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        required=True,
+        metavar="TEXT",
+        help="text to continue, with mask tokens to guess, or with <extra_id_0> to fill, as the run's objective has it; may be repeated",
+    )
     parser.add_argument(
         "--top-p", type=_number(float, 1e-6, 1), default=0.9, metavar="P", help="sample among the likeliest tokens of this total (0.9)"
     )

@@ -32,6 +32,7 @@ from zhlm.records import Report
 from zhlm.storage import MANIFEST, SAMPLE_SCHEME, STARTED, Run, digest
 from zhlm.submit.plan import format_plan, make_plan
 from zhlm.submit.preflight import check, check_memory
+from zhlm.submit.revision import recorded, settled
 from zhlm.submit.sources import source_bytes
 from zhlm.train.extend import keep_what_serves
 
@@ -145,6 +146,7 @@ def run_stages(config: RunConfig, run: Run, stages: Sequence[Stage], display: Di
     begun: set[Stage] = set()
     with ExitStack() as until_the_end:
         cluster = None
+        loaded = config
         for stage in stages:
             if stage in begun:
                 continue
@@ -156,6 +158,8 @@ def run_stages(config: RunConfig, run: Run, stages: Sequence[Stage], display: Di
             if cluster is None:  # a run with nothing to do must not wait for a cluster
                 cluster = importlib.import_module("zhlm.cluster")
                 until_the_end.enter_context(cluster.connected())
+                loaded = settled(config, run)  # keys of stages stay those of what the user wrote
+                run.config.write_text(dump_config(loaded))
                 cluster.check_capacity(config)
                 if "train" in stages and not (run.of_stage("train") / MANIFEST).exists():
                     check_memory(config, cluster.worker_room(config))
@@ -163,10 +167,10 @@ def run_stages(config: RunConfig, run: Run, stages: Sequence[Stage], display: Di
                 most = cluster.most_resources()
                 training = _Task.of(config, run, "train", {"pack": task.key})
                 if not training.finished and trains_while_packing(config, source_bytes(config), most):
-                    _run_both(config, run, task, training, display, most)
+                    _run_both(loaded, run, task, training, display, most)
                     begun.add("train")
                     continue
-            _run_stage(config, run, task, display)
+            _run_stage(loaded, run, task, display)
 
 
 def _check_sources(config: RunConfig, run: Run, stage: Stage, stages: Sequence[Stage]) -> None:
@@ -247,17 +251,19 @@ def _claim(config: RunConfig, run: Run) -> None:
             raise RunError(
                 f"run: {run.folder} was used with another config ({'; '.join(changed)}); choose another name, or delete that folder"
             )
-    run.config.write_text(dump_config(config))
+    run.config.write_text(dump_config(recorded(config, run)))
     (run.folder / "versions.json").write_text(json.dumps(_versions(), indent=1))
 
 
 def _base_files(config: RunConfig, stage: Stage) -> dict[str, Listing]:
-    """The files of the user's own base that this stage reads itself; with a vocab stage, the later ones read the base that it made."""
+    """The files of the user's own base and tokenizer that this stage reads itself; with a vocab stage, the later ones read what it made."""
     kinds: dict[Stage, Sequence[Kind]] = {"vocab": ("weights", "tokenizer"), "pack": ("tokenizer",), "train": ("weights",)}
-    if stage not in kinds or (stage != "vocab" and config.vocab is not None) or config.base.model.startswith(SAMPLE_SCHEME):
-        return {}
-    listing = listing_of_base(config.base.model, kinds[stage])
-    return {"base.model": listing} if listing else {}
+    found: dict[str, Listing] = {}
+    if stage in kinds and (stage == "vocab" or config.vocab is None) and not config.base.model.startswith(SAMPLE_SCHEME):
+        found["base.model"] = listing_of_base(config.base.model, kinds[stage])
+    if stage == "vocab" and config.vocab is not None and config.vocab.tokenizer is not None:
+        found["vocab.tokenizer"] = listing_of_base(config.vocab.tokenizer, ("tokenizer",))
+    return {setting: listing for setting, listing in found.items() if listing}
 
 
 def _fed(config: RunConfig, run: Run, stage: Stage, begun: Mapping[Stage, str]) -> dict[str, str]:

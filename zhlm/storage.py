@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from zhlm.cache import cached_copy, scratch
+from zhlm.cache import cached_copy, scratch, watched
 from zhlm.config.schema import RunConfig
 from zhlm.config.stages import Stage
 from zhlm.errors import RunError, StorageError
@@ -43,6 +43,8 @@ RETRY_S = 90.0
 RETRY_PAUSE_S = 1.0
 """Before the second try; doubled each time, up to RETRY_PAUSE_MOST_S."""
 RETRY_PAUSE_MOST_S = 10.0
+UPLOAD_BYTES = 64 << 20
+"""Of a file on its way to an object store, so much is under way at a time."""
 
 _PASSING = re.compile(
     r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT|UNKNOWN \(HTTP status 5)"
@@ -90,13 +92,15 @@ def tells_waits(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def retrying(where: object, action: Callable[[], T]) -> T:
-    """The result of an action on a storage; where it is remote and does not answer, the action is tried again for RETRY_S seconds.
+    """The result of an action on a storage; where it is remote and does not answer, the action is tried again for RETRY_S seconds. They
+    count from its first failure: a long transfer that was cut off is worth another one.
 
     Raises: OSError at once when waiting would not help (not found, no permission, wrong address); after that time with how long it took.
     """
     if not is_remote(str(where)):
         return action()
-    started_s, pause_s = time.monotonic(), RETRY_PAUSE_S
+    failing_since_s: float | None = None
+    pause_s = RETRY_PAUSE_S
     while True:
         try:
             return action()
@@ -104,7 +108,8 @@ def retrying(where: object, action: Callable[[], T]) -> T:
             passing = error.errno in _PASSING_NUMBERS or (error.errno is None and _PASSING.search(str(error)))
             if not passing:
                 raise
-            tried_s = time.monotonic() - started_s
+            failing_since_s = time.monotonic() if failing_since_s is None else failing_since_s
+            tried_s = time.monotonic() - failing_since_s
             if tried_s + pause_s > RETRY_S:
                 reason = error.strerror or str(error).strip().splitlines()[0]
                 raise OSError(errno.ETIMEDOUT, f"{reason} (tried for {tried_s:.0f} s)") from error
@@ -190,12 +195,13 @@ class Place:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def adopt(self, file: Path) -> None:
-        """Give this place to a finished local file, from the same folder or for an upload: all of it, and on the disk when this returns."""
+    def adopt(self, file: Path, beat: Callable[[], None] = lambda: None) -> None:
+        """Give this place to a finished local file, from the same folder or for an upload: all of it, and on the disk when this returns.
+        `beat` is called for every UPLOAD_BYTES that have arrived."""
         with storage_errors("writing", self):
             if self.remote:
                 filesystem, path = self._open()
-                retrying(self, lambda: _copy(pafs.LocalFileSystem(), str(file), filesystem, path))
+                retrying(self, lambda: _upload(file, filesystem, path, beat))
                 return
             with open(file, "rb+") as opened:
                 os.fsync(opened.fileno())
@@ -211,8 +217,9 @@ class Place:
             elif kind == pafs.FileType.File:
                 filesystem.delete_file(path)
 
-    def on_disk(self) -> Path:
-        """A local path with this content: the place itself, or a copy made once per machine and content listing (see cache.py)."""
+    def on_disk(self, beat: Callable[[], None] | None = None) -> Path:
+        """A local path with this content: the place itself, or a copy made once per machine and content listing (see cache.py).
+        `beat` is called again and again while the copy of a folder grows."""
         if not self.remote:
             return self.path
         with storage_errors("fetching", self):
@@ -220,7 +227,12 @@ class Place:
             infos = retrying(self, lambda: _files(filesystem, path))
             stamp = digest([self.uri, sorted((i.path, i.size, str(i.mtime)) for i in infos)])
             local = pafs.LocalFileSystem()
-            return cached_copy(stamp, self.name, lambda to: retrying(self, lambda: _copy(filesystem, path, local, str(to))))
+
+            def fetch(to: Path) -> None:
+                with watched(to, beat):
+                    retrying(self, lambda: _copy(filesystem, path, local, str(to)))
+
+            return cached_copy(stamp, self.name, fetch)
 
     @contextmanager
     def staged(self) -> Iterator[Path]:
@@ -263,6 +275,14 @@ def _read(filesystem: pafs.FileSystem, path: str) -> bytes:
 def _write(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:
     with filesystem.open_output_stream(path) as stream:
         stream.write(data)
+
+
+def _upload(file: Path, filesystem: pafs.FileSystem, path: str, beat: Callable[[], None]) -> None:
+    with open(file, "rb") as source, filesystem.open_output_stream(path, compression=None) as stream:
+        while piece := source.read(UPLOAD_BYTES):
+            stream.write(piece)
+            stream.flush()  # or a stream to S3 would take the whole file at once, and only its end be seen
+            beat()
 
 
 def _files(filesystem: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:

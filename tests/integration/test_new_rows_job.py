@@ -16,13 +16,14 @@ from torch import distributed
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from conftest import VOCABULARY, run_data, save_tiny_llama, write_blocks
+from zhlm.adapt.lora import make_trainable
+from zhlm.adapt.new_rows import new_rows_of
 from zhlm.checkpoint.state import Checkpoint, TrainState, newest, save
 from zhlm.config.schema import RunConfig
 from zhlm.export import job as export
 from zhlm.model.load import load_model
-from zhlm.model.lora import make_trainable
-from zhlm.model.new_rows import new_rows_of
-from zhlm.objectives.causal import make_batch, sum_nats
+from zhlm.objectives.batch import sum_nats
+from zhlm.objectives.causal import Causal
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
 from zhlm.train import job
@@ -80,11 +81,11 @@ def train(config: RunConfig, found: Checkpoint | None) -> list[float]:
     model = make_trainable(load_model(run.base_model(config)), config.train, config.seed, new_rows_of(config, run))
     if found is not None:
         load_trainable(model, found)
-    engine = Engine(model.train(), config.train, share)
+    engine = Engine(model.train(), config.train, share, torch.device("cpu"))
 
     def step(number: int, factor: float) -> float:
         torch.manual_seed(number)
-        batch = make_batch(blocks_of(number))
+        batch = Causal().make_batch(blocks_of(number), range(BLOCKS))
         nats = sum_nats(engine.deepspeed, batch)
         engine.backward(factor * nats, batch.num_targets)
         engine.end_pass()

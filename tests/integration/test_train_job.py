@@ -25,7 +25,8 @@ from zhlm.checkpoint.state import newest
 from zhlm.config.schema import RunConfig
 from zhlm.errors import DeadlineError, RunError, TrainError
 from zhlm.model.load import load_model
-from zhlm.objectives.causal import make_batch, sum_nats
+from zhlm.objectives.batch import sum_nats
+from zhlm.objectives.causal import Causal
 from zhlm.records import Progress
 from zhlm.storage import Run
 from zhlm.train import job
@@ -203,7 +204,8 @@ def test_too_little_memory_is_one_line_and_starts_nobody_again(tmp_path: Path) -
 def one_big_batch(config: RunConfig) -> tuple[float, float]:
     """The first step's blocks through the base by plain PyTorch, all at once: nats per target, and the norm of the gradients."""
     model = load_model(config.base.model).requires_grad_(True)
-    batch = make_batch(training_reader(Run.of(config), config).read(range(config.train.global_batch_blocks)))
+    blocks = range(config.train.global_batch_blocks)
+    batch = Causal().make_batch(training_reader(Run.of(config), config).read(blocks), blocks)
     loss = sum_nats(model, batch) / batch.num_targets
     loss.backward()
     return float(loss.detach()), float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())

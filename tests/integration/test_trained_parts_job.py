@@ -10,12 +10,12 @@ from test_vocab_job import LLAMA, config_at, save_base
 from transformers import AutoModelForCausalLM
 
 from conftest import run_data, save_tiny_llama, write_blocks
+from zhlm.adapt.lora import make_trainable, plain_name, trained_parameters
 from zhlm.checkpoint.state import newest
 from zhlm.config.schema import RunConfig
 from zhlm.config.stages import reads
 from zhlm.export import job as export
 from zhlm.model.load import draw_model, load_base
-from zhlm.model.lora import make_trainable, plain_name, trained_parameters
 from zhlm.storage import Run
 from zhlm.train import job
 from zhlm.train.extend import keep_what_serves

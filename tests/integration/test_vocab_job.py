@@ -203,3 +203,19 @@ def test_pieces_that_save_too_little_get_no_row(tmp_path: Path) -> None:
     assert facts["stopped_by"] == "gain" and 0 < facts["added"] == facts["chosen_rows"] < facts["curve"][-1][0] < 50
     with pytest.raises(ConfigError, match=r"min_gain 0\.9 .* the first one saves 0\.\d+; lower vocab\.min_gain"):
         job.run(config_at(tmp_path, add_rows=5000, min_gain=0.9), lambda progress: None)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_special_tokens_beside_learned_pieces(tmp_path: Path) -> None:
+    save_base(tmp_path / "base", GPT2)
+    facts = job.run(config_at(tmp_path, special_tokens={"pad_token": "<|pad|>", "sentinels": 2}), lambda progress: None)
+    folder = tmp_path / "runs" / "tiny" / "vocab"
+    before, after = AutoTokenizer.from_pretrained(tmp_path / "base"), AutoTokenizer.from_pretrained(folder)
+    first = len(before) + 40
+    assert facts["special_tokens"] == {"<|pad|>": first, "<extra_id_0>": first + 1, "<extra_id_1>": first + 2}
+    assert (facts["added"], facts["reachable"], len(after)) == (43, 40, first + 3) and "3 special tokens" in facts["summary"]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    rows = model.get_input_embeddings().weight
+    torch.testing.assert_close(rows[first : first + 3], rows[: len(before)].mean(0).expand(3, -1))
+    assert model.config.pad_token_id == after.pad_token_id == first
+    assert json.loads((folder / "verify.json").read_text(encoding="utf-8"))["special"] == 3

@@ -18,12 +18,14 @@ from ray.exceptions import RayTaskError
 
 from conftest import run_data
 from zhlm import pipeline
+from zhlm.config.load import load_config
 from zhlm.config.schema import RunConfig
 from zhlm.config.stages import STAGES
 from zhlm.display import Display
 from zhlm.errors import ClusterError, ConfigError, CorpusError, RunError, TrainError
 from zhlm.records import Progress, Report
 from zhlm.storage import Run
+from zhlm.submit import revision
 
 Job = Callable[[RunConfig, Report], dict[str, Any]]
 MOST = {"CPU": 3.0}
@@ -350,3 +352,25 @@ def test_packing_begins_with_the_leftovers_of_killed_packers(stages: Stages) -> 
     os.utime(old, (0, 0))
     stages.run()
     assert (store / "aa").names() == [".aa2.train.01234567"]
+
+
+def test_all_stages_load_one_commit_of_a_hub_model(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+
+    def note(config: RunConfig, report: Report) -> dict[str, Any]:
+        seen.append(config.base.revision)
+        return {}
+
+    for stage in ("pack", "train", "export", "evaluate"):
+        stages.job(stage, note)
+    commits = iter(["a" * 40, "b" * 40])
+    monkeypatch.setattr(revision, "commit_of", lambda model, branch: next(commits))
+    named = stages.config(start="after_packing").base.model_copy(update={"model": "org/model"})
+    config = stages.config(start="after_packing").model_copy(update={"base": named})
+    run = Run.of(config)
+    for wanted in (("pack",), ("pack", "train", "export", "evaluate"), ("pack",)):
+        with Display(io.StringIO()) as display:
+            pipeline.run_stages(config, run, wanted, display)  # type: ignore[arg-type]
+        assert load_config(run.config.on_disk()).base.revision == "a" * 40, "what reads the run's folder later loads it too"
+    assert seen == ["a" * 40] * 4 and stages.ran == ["pack", "train", "export", "evaluate"]
+    assert run.manifest("pack")["reads"]["config"]["base"]["revision"] is None, "a finished run stays finished"

@@ -16,7 +16,7 @@ STAGES = ("sample", "vocab", "pack", "train", "export", "evaluate", "serve")
 MODULE_LINES = 400
 FUNCTION_LINES = 60
 ROOM_LINES = 1600
-PACKAGE_LINES = 20_000
+PACKAGE_LINES = 24_000
 
 HAN_ALLOWED = {"zhlm/sample/lexicon.py", "zhlm/sample/grammar.py", "zhlm/tokenizer/encode.py", "zhlm/cli.py"}
 """Modules whose Chinese is data: words of the sample, hard cases for tokenizers, a prompt in the help. zhlm/text/ as well."""

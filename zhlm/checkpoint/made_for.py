@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from zhlm.config.objective import Objective
 from zhlm.config.schema import RunConfig
 from zhlm.model.files import listing_of_base
 from zhlm.storage import Run, digest
@@ -15,8 +16,14 @@ def made_for(config: RunConfig, run: Run) -> dict[str, str | int]:
         "base": _base(config, run),
         "tokenizer": digest_of(tokenizer),
         "block_tokens": config.pack.block_tokens,
-        "objective": "causal",
+        "objective": _objective(config.objective),
     }
+
+
+def _objective(objective: Objective) -> str:
+    """Its name with its settings, as `masked (mask_share 0.15, ...)`; `causal` has none."""
+    settings = ", ".join(f"{name} {value}" for name, value in objective.model_dump(mode="json", exclude={"name"}).items())
+    return f"{objective.name} ({settings})" if settings else objective.name
 
 
 def _base(config: RunConfig, run: Run) -> str:

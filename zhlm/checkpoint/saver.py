@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import distributed
 
-from zhlm.checkpoint.files import file_name
+from zhlm.checkpoint.files import Beat, file_name
 from zhlm.checkpoint.sharded import StateCopy
 from zhlm.checkpoint.state import Checkpoint, Facts, Scores, TrainState, copy_here, folder_name, newest, progress_of, prune
 from zhlm.checkpoint.writing import Writing
@@ -22,7 +22,9 @@ from zhlm.errors import DeadlineError, ZhlmError
 from zhlm.storage import Place
 
 STALL_S = 600.0
-"""A save in which nothing moved for so long has failed. Storage that answers with errors is given up long before."""
+"""Storage that moved nothing for so long is dead; a slow one may take its time. One that answers with errors is given up long before."""
+MEET_S = 1.0
+"""Between two meetings of ranks that wait for one of them."""
 LOOK_S = 0.02
 """Between two looks while waiting."""
 REPORT_S = 1.0
@@ -30,20 +32,50 @@ REPORT_S = 1.0
 CLOSE_S = 10.0
 """For a save under way when training failed: most often it comes to its end, and less is lost."""
 
+T = TypeVar("T")
+
 
 def newest_together(checkpoints: Place) -> tuple[Checkpoint | None, list[str]]:
-    """As `newest`, the same on all ranks, whatever else happens in the folder; one rank verifies what all can read. Collective."""
-    told: list[Any] = [None]
-    if distributed.get_rank() == 0:
+    """As `newest`, the same on all ranks, whatever else happens in the folder; one rank verifies what all can read. Collective.
+
+    Raises: as `newest` and `copy_here`; DeadlineError when storage is silent for STALL_S.
+    """
+    rank = distributed.get_rank()
+    found, passed_over = together(lambda beat: newest(checkpoints, beat) if rank == 0 else (None, []), f"reading {checkpoints}")[0]
+    if found is None:
+        return None, passed_over
+    return together(lambda beat: copy_here(found, checkpoints, beat), f"fetching {found.folder.name}")[rank], passed_over
+
+
+def together(work: Callable[[Beat], T], doing: str) -> list[T]:
+    """What the work of every rank gave, by rank; however long it takes, while it calls its beat on any of them. Collective: they meet
+    every MEET_S, because no collective may wait for as long as 100 GB take to read.
+
+    Raises: on all ranks, what one of them met; DeadlineError when nothing moved for STALL_S.
+    """
+    own, brought = _Work(), list[T]()
+
+    def run() -> None:
         try:
-            told = [newest(checkpoints)]
-        except ZhlmError as error:
-            told = [error]
-    distributed.broadcast_object_list(told, src=0)
-    if isinstance(told[0], ZhlmError):
-        raise told[0]
-    found, passed_over = told[0]
-    return found and copy_here(found, checkpoints), passed_over
+            brought.append(work(own.beat))
+        except Exception as error:
+            own.problem = _to_tell(error, doing)
+
+    thread = threading.Thread(target=run, daemon=True, name="zhlm-together")
+    thread.start()
+    while True:
+        thread.join(MEET_S)
+        runs, stands = thread.is_alive(), own.stands
+        ranks: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(ranks, (runs, stands, own.problem, [] if runs else brought))
+        if problem := next((problem for *_, problem, _ in ranks if problem), None):
+            raise problem
+        if not any(runs for runs, *_ in ranks):
+            return [result for *_, (result,) in ranks]
+        if all(stands for runs, stands, *_ in ranks if runs):
+            raise DeadlineError(
+                f"train: {doing} has not moved for {STALL_S:.0f} s; look whether storage.root answers, then give the same command again"
+            )
 
 
 @dataclass(frozen=True)
@@ -57,18 +89,28 @@ class Keep:
 
 
 @dataclass
-class _Save:
+class _Work:
+    """What a thread does."""
+
+    moved_s: float = field(default_factory=time.monotonic)
+    """When something last happened."""
+    problem: Exception | None = None
+
+    @property
+    def stands(self) -> bool:
+        return time.monotonic() - self.moved_s > STALL_S
+
+    def beat(self) -> None:
+        self.moved_s = time.monotonic()
+
+
+@dataclass(kw_only=True)
+class _Save(_Work):
     """The one that is under way."""
 
     state: TrainState
     facts: Facts
     doing: str = "the copy in memory"
-    moved_s: float = field(default_factory=time.monotonic)
-    """When something last happened."""
-    problem: Exception | None = None
-
-    def beat(self) -> None:
-        self.moved_s = time.monotonic()
 
     def goes_on_with(self, doing: str) -> None:
         self.doing = doing
@@ -92,13 +134,13 @@ class Saver:
         first: Callable[[], None] = lambda: None,
         reports: Callable[[TrainState], None] = lambda _: None,
     ) -> None:
-        """`tells` hears what is waited for. `first`: what rank 0 writes before a checkpoint counts. `reports` is called by all ranks with
-        what has become whole, at most about once a second."""
+        """`tells` hears what is waited for. `first`: what each rank writes before a checkpoint counts. `reports` is called by all ranks
+        with what has become whole, at most about once a second."""
         self._checkpoints, self._copy, self._keep, self._made_for, self._device = checkpoints, copy, keep, made_for, device
         self._tells, self._first, self._reports = tells, first, reports
         self._rank = distributed.get_rank()
         self._thread: threading.Thread | None = None
-        self._save = _Save(TrainState(), Facts())
+        self._save = _Save(state=TrainState(), facts=Facts())
         self._reported_s = 0.0
         self._saved_step = resumed_step
 
@@ -120,7 +162,7 @@ class Saver:
         self.wait()
         if self._saved_step != state.step:  # an interruption may come right behind a save
             self._copy.take()
-            self._saved_step, self._save = state.step, _Save(state, Facts(validation or {}, self._made_for))
+            self._saved_step, self._save = state.step, _Save(state=state, facts=Facts(validation or {}, self._made_for))
             self._thread = threading.Thread(target=self._run, args=(self._save,), daemon=True, name=f"zhlm-save-{state.step}")
             self._thread.start()
         if wait:
@@ -142,7 +184,7 @@ class Saver:
         if self._thread is None:
             return
         runs, save = self._thread.is_alive(), self._save
-        stands = runs and time.monotonic() - save.moved_s > STALL_S
+        stands = runs and save.stands
         report_is_due = self._rank == 0 and time.monotonic() - self._reported_s > REPORT_S
         counts = torch.tensor([runs, stands, save.problem is not None, report_is_due], dtype=torch.int64, device=self._device)
         distributed.all_reduce(counts)
@@ -164,9 +206,7 @@ class Saver:
 
     def _raise(self, save: _Save) -> None:
         """The first rank's problem, on all ranks."""
-        own = save.problem
-        if own is not None and not isinstance(own, ZhlmError):  # what may not be pickled
-            own = RuntimeError(f"the checkpoint of step {save.state.step} failed: {type(own).__name__}: {own}")
+        own = save.problem and _to_tell(save.problem, f"the checkpoint of step {save.state.step}")
         problems: list[Exception | None] = [None] * distributed.get_world_size()
         distributed.all_gather_object(problems, own)
         raise next(p for p in problems if p is not None)
@@ -190,12 +230,17 @@ class Saver:
         save.goes_on_with(f"writing to {writing.place}")
         of = self._copy.num_files
         files = {file_name(kind, self._rank, of): own for kind, own in tensors.items() if own}
-        written = self._meet(save, lambda: {name: writing.put(name, own) for name, own in files.items()})
+        written = self._meet(save, lambda: self._write_own(writing, files))
         if self._rank == 0:
-            writing.patiently(self._first)
             writing.commit(progress_of(save.state, save.facts, {name: sha256 for own in written for name, sha256 in own.items()}))
             keep = self._keep
             writing.patiently(lambda: prune(self._checkpoints, keep.last, keep.best, keep.streams, save.state.step, keep.step))
+
+    def _write_own(self, writing: Writing, files: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, str]:
+        """This rank's files and what must be there before they count. Returns the checksums."""
+        checksums = {name: writing.put(name, tensors) for name, tensors in files.items()}
+        writing.patiently(self._first)
+        return checksums
 
     def _meet(self, save: _Save, action: Callable[[], Any]) -> list[Any]:
         """What every rank's action gave; where one of them failed, all of them raise that."""
@@ -203,7 +248,7 @@ class Saver:
         try:
             own = action()
         except Exception as error:
-            own = error if isinstance(error, ZhlmError) else RuntimeError(f"{type(error).__name__}: {error}")
+            own = _to_tell(error, save.doing)
         doing = save.doing
         save.goes_on_with("the other workers, who write their own part")
         brought = self._copy.meet(own)
@@ -212,3 +257,8 @@ class Saver:
                 raise other
         save.goes_on_with(doing)
         return brought
+
+
+def _to_tell(error: Exception, doing: str) -> Exception:
+    """What other ranks can be told: an error of ours, or one that stands for what may not be pickled."""
+    return error if isinstance(error, ZhlmError) else RuntimeError(f"{doing} failed: {type(error).__name__}: {error}")

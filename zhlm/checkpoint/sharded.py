@@ -7,6 +7,7 @@ sent to the ranks that write them. No rank ever holds more than its own stretche
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from deepspeed.utils import (
@@ -50,7 +51,8 @@ class StateCopy:
         """`one_file_bytes`: a state of up to so many is written by one rank, a larger one by all."""
         self._parameters, self._optimizer = parameters, optimizer
         self._rank, self._world_size = distributed.get_rank(), distributed.get_world_size()
-        self._group = distributed.new_group(backend="gloo") if self._world_size > 1 else None
+        # Who has written its part waits here for the slowest one, whose signs of life the saver watches.
+        self._group = distributed.new_group(backend="gloo", timeout=timedelta(days=30)) if self._world_size > 1 else None
         sizes = {name: 4 * (1 + len(MOMENTS)) * _shape(p).numel() for name, p in parameters.items()}
         self._ranges = name_ranges(sizes, 1 if sum(sizes.values()) <= one_file_bytes else self._world_size)
         self._owner_of = names_by_owner(self._ranges)

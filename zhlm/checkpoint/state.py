@@ -117,24 +117,24 @@ class Checkpoint:
             )
 
 
-def newest(checkpoints: Place) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, and a line for each newer one that was passed over.
+def newest(checkpoints: Place, beat: Beat = lambda: None) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, and a line for each newer one that was passed over. `beat` is called while it is fetched and read.
 
     Raises: RunError when a newer version of zhlm wrote it.
     """
     passed_over: list[str] = []
     for name in reversed(_names(checkpoints)):
-        found = _verified((checkpoints / name).on_disk())
+        found = _verified((checkpoints / name).on_disk(beat), beat)
         if isinstance(found, Checkpoint):
             return found, passed_over
         passed_over.append(f"{name} passed over: {found}")
     return None, passed_over
 
 
-def copy_here(checkpoint: Checkpoint, checkpoints: Place) -> Checkpoint:
+def copy_here(checkpoint: Checkpoint, checkpoints: Place, beat: Beat = lambda: None) -> Checkpoint:
     """What another machine verified, on this one. Raises: CheckpointError when the copy of a remote one is damaged."""
-    folder = (checkpoints / checkpoint.folder.name).on_disk()
-    found = _verified(folder) if checkpoints.remote else replace(checkpoint, folder=folder)
+    folder = (checkpoints / checkpoint.folder.name).on_disk(beat)
+    found = _verified(folder, beat) if checkpoints.remote else replace(checkpoint, folder=folder)
     if isinstance(found, str):
         raise CheckpointError(f"checkpoint: the copy {folder} is not what was verified elsewhere: {found}; remove it", path=str(folder))
     return found

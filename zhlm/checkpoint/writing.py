@@ -68,7 +68,7 @@ class Writing:
         with _local(target) as file:
             checksum = write_tensors(file, tensors, self._beat)
             if target.remote:
-                target.adopt(file)
+                target.adopt(file, self._beat)
         return checksum
 
     def commit(self, progress: Mapping[str, Any]) -> None:
@@ -92,11 +92,13 @@ class Writing:
             shutil.rmtree((self._checkpoints / self.folder).path, ignore_errors=True)
 
     def patiently(self, action: Callable[[], T], needed: int = 0) -> T:
-        """The result of an action; while storage fails, it is tried again for RETRY_S seconds.
+        """The result of an action; while storage fails, it is tried again for RETRY_S seconds. They count from its first failure: what was
+        cut off in the middle of a long upload is worth another one.
 
         Raises: StorageError after that time, or at once when a disk is full: `needed` is how many bytes the action wanted.
         """
-        started_s, pause_s = time.monotonic(), RETRY_PAUSE_S
+        failing_since_s: float | None = None
+        pause_s = RETRY_PAUSE_S
         while True:
             self._beat()
             try:
@@ -110,7 +112,8 @@ class Writing:
                 if cause.errno in FULL:
                     full = self._full(reason if cause.errno == errno.EFBIG else "the disk is full", needed)
                     raise StorageError(full, path=str(self.place)) from error
-                tried_s = time.monotonic() - started_s
+                failing_since_s = time.monotonic() if failing_since_s is None else failing_since_s
+                tried_s = time.monotonic() - failing_since_s
                 if tried_s + pause_s > RETRY_S:
                     raise StorageError(
                         f"storage: writing {self.place} has failed for {tried_s:.0f} s: {reason}; check storage.root, then give the "

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from zhlm.config.objective import BY_NAME
 from zhlm.config.schema import RunConfig
 from zhlm.errors import ConfigError
 
@@ -165,6 +166,8 @@ def _explain(error: ValidationError, origin: str) -> str:
 
 def _place(loc: tuple[str | int, ...]) -> list[str]:
     """Keys and list positions, without pydantic's names for the members of a union."""
+    if loc[:1] == ("objective",) and loc[-1] != "objective" and loc[1] in BY_NAME:
+        loc = ("objective", *loc[2:])
     return [str(part) for part in loc if not (isinstance(part, str) and ("[" in part or part in ("int", "constrained-int")))]
 
 
@@ -179,9 +182,11 @@ def _near(loc: tuple[int | str, ...]) -> str:
 
 
 def _model_below(model: Any, part: int | str) -> Any:
-    """The section model under a field, through `| None` and `list[...]`; an index stays where it is."""
+    """The section model under a field, through `| None`, `list[...]` and the names of objectives; an index stays where it is."""
     if model is None or isinstance(part, int):
         return model
+    if model in BY_NAME.values():
+        return BY_NAME.get(part)
     field = model.model_fields.get(part)
     queue = [field.annotation] if field else []
     while queue:

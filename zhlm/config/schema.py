@@ -8,8 +8,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from zhlm.config.section import Pattern, Positive, Precision, Section, Share
+from zhlm.config.objective import CausalConfig, Objective
+from zhlm.config.section import Pattern, Positive, Precision, Section, Share, Switch
+from zhlm.config.serve import ServeConfig
 from zhlm.config.trained import FreezeConfig, LoraConfig
+from zhlm.config.vocabulary import VocabConfig
 
 
 class StorageConfig(Section):
@@ -102,38 +105,6 @@ class StreamConfig(Section):
     def _one_source(self) -> Self:
         if bool(self.paths) == (self.dataset is not None):
             raise ValueError(f"paths is {self.paths} and dataset is {self.dataset!r}; set exactly one of the two")
-        return self
-
-
-Init = Literal["subword_mean", "mean", "mean_noise", "similarity", "random"]
-
-
-class VocabConfig(Section):
-    add_rows: Annotated[int, Field(ge=0)] = 512
-    """At most this many new pieces, learned by continued BPE training on the `new` streams. 0: only those of `word_list`."""
-    min_gain: Share = 1e-6
-    """A piece is added while it saves at least this share of the new streams' tokens (as the base has them): with 1e-6, one of a million.
-    0: while it saves any. A row costs a 7B model 6e-7 of a step (its width by its parameters), a 0.5B model 2e-6."""
-    word_list: str | None = None
-    """File with a word per line: each becomes a token of its own, whatever stands around it, beside what is learned."""
-    force: bool = False
-    """Extend even where the base reads the `new` streams well (below 0.9 tokens per character, or no letter that takes two): otherwise
-    the stage says so and ends."""
-    init: Init | Literal["auto"] = "subword_mean"
-    """Start of a new row. subword_mean: mean of the old pieces that spelled it. mean: of all old rows. mean_noise: drawn with their mean
-    and covariance. similarity: mixed from old pieces with similar neighbours in the corpus. random: as in an untrained model. auto: the
-    one with the fewest bits per byte of held-out text."""
-    compare_init: bool = False
-    """Measure bits per byte at step 0 for each of them, and write the table into vocab/init.json (causal models only)."""
-    pad_to_multiple: Positive = 1
-    """Rows of the embedding are padded to a multiple of this (64 suits GPUs)."""
-
-    @model_validator(mode="after")
-    def _something_to_add(self) -> Self:
-        if self.add_rows == 0 and self.word_list is None:
-            raise ValueError(
-                "add_rows is 0 and word_list is null, so nothing would be added; raise the first, name a file, or set vocab: null"
-            )
         return self
 
 
@@ -231,6 +202,10 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = False
     compile: bool = False
     """torch.compile: quicker steps, after a minute or more at each start. Not with zero_stage 3, nor gradient_checkpointing."""
+    fused_loss: Switch = "auto"
+    """Head and loss in one kernel, which never holds all logits: Liger's (`pip install liger-kernel`), on GPUs, with the causal objective
+    and a plain head. It stays only if its first loss is within 1e-4 of the plain one (bfloat16: 2e-3). auto: where all this is so. on:
+    refuse to train without it. metrics.jsonl says which it is."""
     start: Literal["auto", "with_packing", "after_packing"] = "auto"
     """with_packing: begin on the first packed blocks, while the rest is still packed; needs `steps` and a CPU beside the workers'.
     auto: do so for a corpus of 256 MiB and more where that is possible."""
@@ -329,21 +304,6 @@ class EvaluateConfig(Section):
     """The report warns when bits per byte of an `old` stream rise by more than this share."""
 
 
-class ServeConfig(Section):
-    model_id: str | None = None
-    """Name clients ask for. None: the run's name."""
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(gt=0, lt=65536)] = 8000
-    replicas: Positive = 1
-    cpus_per_replica: Positive = 1
-    gpus_per_replica: Annotated[float, Field(ge=0)] = 0.0
-    kv_cache_gib: Positive = 1
-    """Memory of vLLM's key-value cache, on CPU."""
-    max_model_tokens: Positive | None = None
-    """Longest prompt plus answer. None: the model's positions."""
-    start_timeout_s: Positive = 300
-
-
 class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the run and of its folder."""
@@ -355,6 +315,8 @@ class RunConfig(Section):
     vocab: VocabConfig | None = None
     """None: the tokenizer of the base is used as it is."""
     pack: PackConfig = PackConfig()
+    objective: Objective = CausalConfig()
+    """What the model learns to predict: causal, masked, span_corruption or prefix. A name alone, or a section with `name` and settings."""
     train: TrainConfig
     resources: ResourcesConfig = ResourcesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

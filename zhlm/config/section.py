@@ -27,8 +27,14 @@ def _no_float16(value: Any) -> Any:
     return value
 
 
+def _word(value: Any) -> Any:
+    """YAML reads a bare on or off as true or false."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 Pattern = Annotated[str, AfterValidator(_compiling)]
 """A regular expression that matches whole names."""
 Precision = Annotated[Literal["float32", "bfloat16"], BeforeValidator(_no_float16)]
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_word)]

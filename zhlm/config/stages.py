@@ -14,7 +14,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 WORTH_OVERLAPPING_BYTES = 256 << 20
 """Of source files: less is packed before the training workers are up."""
 CHECKPOINTS = ("checkpoint_every", "keep_checkpoints", "keep_best")
-RHYTHM = ("start", "trace_blocks", "log_every", "trackers", "validate_every", "validation_blocks", *CHECKPOINTS)
+RHYTHM = ("start", "trace_blocks", "log_every", "trackers", "validate_every", "validation_blocks", "fused_loss", *CHECKPOINTS)
 """Of training: when to begin, log, check and save changes what is seen on the way, not what comes out."""
 
 
@@ -43,7 +43,9 @@ def reads(config: RunConfig, stage: Stage) -> dict[str, Any]:
         weights = {s["name"]: s["weight"] for s in full["streams"]}
         measured = ("validate_every", "validation_blocks") if config.train.early_stop else ()  # these decide then where it ends
         settings = {k: v for k, v in full["train"].items() if k not in RHYTHM or k in measured}
-        return base | {"train": settings, "weights": weights, "seed": full["seed"]}
+        # Not where it is causal: what was trained before there were others stays finished.
+        objective = {} if config.objective.name == "causal" else {"objective": full["objective"]}
+        return base | {"train": settings, "weights": weights, "seed": full["seed"]} | objective
     if stage == "export":  # written into generation_config.json
         return {"evaluate": {"generate": {"max_new_tokens": full["evaluate"]["generate"]["max_new_tokens"]}}}
     return {"evaluate": full["evaluate"]}

@@ -28,11 +28,11 @@ class FreezeConfig(Section):
     """Parts of the base that full-parameter training leaves as they are."""
 
     first_layers: Annotated[int, Field(ge=0)] = 0
-    """Transformer blocks, counted from the input."""
+    """Transformer blocks, counted from the input; of encoder and decoder each."""
     last_layers: Annotated[int, Field(ge=0)] = 0
-    """Transformer blocks, counted from the output."""
+    """Transformer blocks, counted from the output; of encoder and decoder each."""
     embeddings: bool = False
-    """Input embeddings and output head."""
+    """Input embeddings and output head, its bias included."""
     parameters: list[Pattern] = []
     """Regular expressions that match whole parameter names, such as .*norm.* ."""
 

@@ -12,9 +12,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from zhlm.errors import ConfigError, CorpusError
+from zhlm.inference.bits import measure
 from zhlm.model.load import model_positions
 from zhlm.model.resize import InitRows, add_rows, fill_rows
-from zhlm.objectives.bits import measure
+from zhlm.tokenizer.special import document_token
 
 TEXT_BYTES = 32_768
 """Of each language that is measured at most, which is about 10,000 Chinese characters."""
@@ -77,7 +78,7 @@ def _beginning(document: str, limit_bytes: int) -> str:
 
 def check_causal(model: PreTrainedModel) -> None:
     """Raises: ConfigError for a model that looks ahead (BERT) or reads with an encoder (T5)."""
-    if not model.config.is_encoder_decoder and _looks_back_only(model):
+    if model.can_generate() and not model.config.is_encoder_decoder and _looks_back_only(model):
         return
     raise ConfigError(
         f"vocab: init: auto and compare_init measure bits per byte, which {type(model).__name__} has not, "
@@ -148,7 +149,8 @@ def _bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, t
     """A text begins as the tokenizer itself begins one, and has no end, for it may have been cut there."""
     if not texts:
         return None
-    starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    start = document_token(tokenizer, "bos")
+    starts = start is not None and tokenizer("a")["input_ids"][:1] == [start.id]
     score = measure(
         model,
         tokenizer,

@@ -8,7 +8,8 @@ from typing import Any, get_args
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from zhlm.config.schema import Init, StreamConfig, VocabConfig
+from zhlm.config.schema import StreamConfig
+from zhlm.config.vocabulary import Init, VocabConfig
 from zhlm.corpus.read import read_documents
 from zhlm.corpus.streams import held_out_of
 from zhlm.embeddings.compare import TEXT_BYTES, Comparison, Texts, compare, first_texts
@@ -67,14 +68,17 @@ def growth_of(model: PreTrainedModel, rows_before: int, tokens_share: float) -> 
     """What the rows that a model got cost it."""
     inputs = model.get_input_embeddings()
     rows, width = inputs.weight.shape
-    tied = is_tied(model)
+    tied, biased = is_tied(model), getattr(model.get_output_embeddings(), "bias", None) is not None
+    of_row = width * (1 if tied else 2) + biased
+    lookups = (m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is not inputs.weight)
     return growth(
-        parameters=sum(p.numel() for p in model.parameters()) - (rows - rows_before) * width * (1 if tied else 2),
+        parameters=sum(p.numel() for p in model.parameters()) - (rows - rows_before) * of_row,
         width=width,
         rows_before=rows_before,
         rows_after=rows,
         tied=tied,
-        positions=sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding) and m is not inputs),
+        biased=biased,
+        positions=sum(weight.numel() for weight in lookups),
         value_bytes=inputs.weight.element_size(),
         tokens_share=tokens_share,
     )

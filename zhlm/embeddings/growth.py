@@ -13,7 +13,7 @@ class Growth:
 
     rows: int
     parameters: int
-    """Exact: rows x width, twice where the head is not tied to the embedding."""
+    """Exact: rows x width, twice where the head is not tied to the embedding, and rows more where it has a bias."""
     parameters_share: float
     """Of the parameters before."""
     weight_bytes: int
@@ -37,6 +37,7 @@ def growth(
     rows_before: int,
     rows_after: int,
     tied: bool,
+    biased: bool = False,
     positions: int = 0,
     value_bytes: int = 4,
     tokens_share: float = 1.0,
@@ -47,7 +48,7 @@ def growth(
     tokens of the same new text after the extension, as a share of those before.
     """
     rows = rows_after - rows_before
-    added = rows * width * (1 if tied else 2)
+    added = rows * (width * (1 if tied else 2) + biased)
     # Once for each token, norms and biases nearly so; of the vocabulary's matrices only the head, be it the embedding too.
     multiplied = parameters - positions - (0 if tied else rows_before * width)
     step_share = rows * width / multiplied

@@ -21,7 +21,7 @@ NOISE_ROWS = 16_384
 """Old rows that noise is drawn from at most, which bounds its cost: 8,000 new rows, 8,192 wide, are 2 TFLOP."""
 ROWS_AT_ONCE = 1024
 USUAL_DEVIATION = 0.02
-"""Where a config has no initializer_range. Source: the default of most transformers classes."""
+"""Where a config has none. Source: the default of most transformers classes."""
 
 
 class Speller(Protocol):
@@ -115,5 +115,7 @@ def random(num_pieces: int, deviation: float, seed: int = SEED) -> InitRows:
 
 
 def deviation_of(model_config: Any) -> float:
-    """Standard deviation of a model's untrained weights, by its config."""
-    return float(getattr(model_config.get_text_config(), "initializer_range", USUAL_DEVIATION))
+    """Standard deviation of a model's untrained embeddings, by its config; T5 has another name for it."""
+    config = model_config.get_text_config()
+    factor = getattr(config, "initializer_factor", USUAL_DEVIATION)
+    return float(getattr(config, "initializer_range", factor))

@@ -1,131 +1,199 @@
-"""Continue a prompt, and show how the base and the adapted model continue the same one."""
+"""What a model makes of a prompt, and how the base and the adapted model answer the same one: causal and prefix models continue it, masked
+ones guess its masks, sequence-to-sequence ones fill its sentinels or write a text to it."""
 
+import re
 import shutil
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from zhlm.config.load import load_config
 from zhlm.config.schema import GenerateConfig, RunConfig
 from zhlm.errors import RunError
 from zhlm.evaluate.columns import side_by_side
-from zhlm.model.load import draw_model, load_model, model_positions
-from zhlm.objectives.bits import special_ids
-from zhlm.storage import MANIFEST, Place, Run
+from zhlm.evaluate.measure import continues
+from zhlm.evaluate.models import best_device, both_models, load, merged_model, open_run
+from zhlm.inference.bits import special_ids
+from zhlm.inference.both_ways import prompts_seen_both_ways
+from zhlm.inference.fill_mask import Guess, guess_masked, read_masked
+from zhlm.model.load import model_positions
+from zhlm.objectives.span_corruption import sentinel_ids
+from zhlm.tokenizer.decode import decode
 from zhlm.tokenizer.load import load_tokenizer
+from zhlm.tokenizer.special import generation_ids
+
+GUESSES = 5
+"""For each mask."""
+SENTINEL = re.compile(r"<extra_id_(\d+)>")
 
 
-def best_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+@dataclass(frozen=True)
+class Answer:
+    texts: list[str]
+    """As many as asked for: what follows the prompt, or the prompt with its sentinels filled. Of a masked model: its guesses."""
+    guesses: list[list[Guess]] = field(default_factory=list)
+    """Of a masked model: for each mask, the best first."""
 
 
-def load(source: str, device: torch.device, revision: str | None = None, draw_seed: int | None = None) -> tuple[Any, Any]:
-    """A causal model in evaluation mode, and its tokenizer, from a folder or the hub; with a seed, the base that was drawn by it.
+def check_prompts(config: RunConfig, tokenizer: Any, prompts: Sequence[str]) -> None:
+    """Raises: RunError for a prompt without a mask where the model guesses masks."""
+    if config.objective.name != "masked":
+        return
+    for prompt in prompts:
+        if not read_masked(tokenizer, prompt).spans:
+            raise RunError(
+                f"generate: {config.base.model} is a masked model, which guesses masks and does not continue a text; put "
+                f"{tokenizer.mask_token} into the prompt {prompt!r}, in the place of what it shall guess"
+            )
 
-    On a CPU in float32, so that a measurement does not depend on how the weights were stored; on a GPU as they were stored.
-    Raises: BaseModelError when one of the two is missing or broken.
-    """
-    if draw_seed is not None:
-        return draw_model(source, draw_seed, revision=revision).to(device), load_tokenizer(source, revision)
-    model: Any = load_model(source, revision=revision, dtype=torch.float32 if device.type == "cpu" else "auto")
-    return model.to(device), load_tokenizer(source, revision)
 
-
-def both_models(config: RunConfig, run: Run) -> dict[str, tuple[str, str | None, int | None]]:
-    """Source, revision and seed (where its weights are drawn) of the base and of the adapted model, as `load` takes them.
-
-    Raises: RunError when the run has no finished export.
-    """
-    seed = config.seed if config.base.from_scratch else None
-    return {"base": (run.original_model(config), config.base.revision, seed), "adapted": (merged_model(run), None, None)}
+def answer(config: RunConfig, model: Any, tokenizer: Any, prompt: str, settings: GenerateConfig, num_return_sequences: int = 1) -> Answer:
+    """What a model of the run's objective makes of the prompt. Raises: RunError for a prompt that is empty, too long, or has no mask."""
+    if config.objective.name == "masked":
+        check_prompts(config, tokenizer, [prompt])
+        guesses = guess_masks(model, tokenizer, prompt)
+        return Answer([_in_words(guesses)], guesses)
+    if config.objective.name == "span_corruption":
+        return Answer(write(model, tokenizer, prompt, settings, num_return_sequences))
+    start, prefix = config.pack.document_start, config.objective.name == "prefix"
+    return Answer(generate(model, tokenizer, prompt, settings, num_return_sequences, document_start=start, prefix=prefix))
 
 
 @torch.inference_mode()
 def generate(
-    model: Any, tokenizer: Any, prompt: str, settings: GenerateConfig, num_return_sequences: int = 1, *, document_start: str = "none"
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    settings: GenerateConfig,
+    num_return_sequences: int = 1,
+    *,
+    document_start: str = "none",
+    prefix: bool = False,
 ) -> list[str]:
     """The texts that follow the prompt, without it; the same seed gives the same texts. Greedy ones (temperature 0) are all alike.
 
-    Raises: RunError for a prompt that is empty or leaves no room.
+    `prefix`: the model sees the prompt in both directions. Raises: RunError for a prompt that is empty or leaves no room.
     """
-    starts = special_ids(tokenizer, "bos") if document_start == "bos" else []
-    ids = [*starts, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-    room = _room(model, ids)
-    sampled = settings.temperature > 0
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    rule = GenerationConfig(
-        max_new_tokens=min(settings.max_new_tokens, room),
+    ids = [*special_ids(tokenizer, document_start), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    if not ids:
+        raise RunError("generate: the prompt is empty and the run has no bos to start from; give a prompt of at least one character")
+    rule = _rule(tokenizer, settings, min(settings.max_new_tokens, _room(model, ids)), num_return_sequences)
+    prompt_1T = torch.tensor([ids], device=model.device)
+    with _seeded(model, settings.seed), prompts_seen_both_ways(model) if prefix else nullcontext():
+        written_RT = model.generate(input_ids=prompt_1T, attention_mask=torch.ones_like(prompt_1T), generation_config=rule)
+    texts = [_continuation(tokenizer, ids, row.tolist()) for row in written_RT]
+    return texts if rule.do_sample else texts * num_return_sequences
+
+
+@torch.inference_mode()
+def write(model: Any, tokenizer: Any, prompt: str, settings: GenerateConfig, num_return_sequences: int = 1) -> list[str]:
+    """What a sequence-to-sequence model writes: the prompt with each of its sentinels (<extra_id_0> ...) replaced, if it has any. One that
+    the model does not fill stays.
+
+    Raises: RunError for an empty prompt.
+    """
+    if not prompt.strip():
+        raise RunError("generate: the prompt is empty; give a text, or one with <extra_id_0> where something is to be filled in")
+    sentinels = sentinel_ids(tokenizer)
+    asked = [int(n) for n in SENTINEL.findall(prompt) if int(n) < len(sentinels)]
+    rule = _rule(tokenizer, settings, settings.max_new_tokens, num_return_sequences)
+    rule.decoder_start_token_id = getattr(model.config, "decoder_start_token_id", None)
+    if rule.decoder_start_token_id is None:
+        rule.decoder_start_token_id = model.config.pad_token_id
+    if asked and max(asked) + 1 < len(sentinels):  # which the model writes behind the last span
+        rule.eos_token_id = [i for i in (rule.eos_token_id, sentinels[max(asked) + 1]) if i is not None]
+    encoding = tokenizer(prompt, return_tensors="pt", verbose=False).to(model.device)
+    with _seeded(model, settings.seed):
+        written_RT = model.generate(input_ids=encoding["input_ids"], attention_mask=encoding["attention_mask"], generation_config=rule)
+    rows = [row.tolist() for row in written_RT]
+    texts = [_filled(tokenizer, prompt, row, sentinels) if asked else decode(tokenizer, row) for row in rows]
+    return texts if rule.do_sample else texts * num_return_sequences
+
+
+def guess_masks(model: Any, tokenizer: Any, prompt: str) -> list[list[Guess]]:
+    """The likeliest tokens for each mask of the prompt, the other masks as they are. Raises: RunError for a prompt that is too long."""
+    read = read_masked(tokenizer, prompt)
+    _room(model, read.ids, least=0)
+    return guess_masked(model, tokenizer, [read], GUESSES)[0]
+
+
+def _in_words(guesses: Sequence[Sequence[Guess]]) -> str:
+    lines: list[str] = []
+    for number, mask in enumerate(guesses, start=1):
+        lines += [f"mask {number}"] * (len(guesses) > 1) + [f"{guess.token.strip()} {guess.score:.3f}" for guess in mask]
+    return "\n".join(lines)
+
+
+def _rule(tokenizer: Any, settings: GenerateConfig, max_new_tokens: int, num_return_sequences: int) -> GenerationConfig:
+    sampled, ends = settings.temperature > 0, generation_ids(tokenizer)
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
         do_sample=sampled,
         temperature=settings.temperature if sampled else 1.0,
         top_p=settings.top_p if sampled else 1.0,
         top_k=0,  # transformers would cut to the 50 likeliest unasked
         num_return_sequences=num_return_sequences if sampled else 1,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=end,
-        pad_token_id=pad if pad is not None else end if end is not None else 0,
+        **ends | {"pad_token_id": ends["pad_token_id"] or 0},
     )
-    prompt_1T = torch.tensor([ids], device=model.device)
+
+
+@contextmanager
+def _seeded(model: Any, seed: int) -> Iterator[None]:
+    """The global randomness is left as it was."""
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(settings.seed)
-        written_RT = model.generate(input_ids=prompt_1T, attention_mask=torch.ones_like(prompt_1T), generation_config=rule)
-    texts = [_continuation(tokenizer, ids, row.tolist()) for row in written_RT]
-    return texts if sampled else texts * num_return_sequences
+        torch.manual_seed(seed)
+        yield
 
 
-def _room(model: Any, ids: Sequence[int]) -> int:
-    if not ids:
-        raise RunError("generate: the prompt is empty and the run has no bos to start from; give a prompt of at least one character")
+def _room(model: Any, ids: Sequence[int], least: int = 1) -> int:
+    """Tokens that can be added. Raises: RunError where that is less than the least."""
     positions = model_positions(model)
     if positions is None:
         return 1 << 30
-    if len(ids) >= positions:
+    if len(ids) + least > positions:
         raise RunError(f"generate: the prompt has {len(ids)} tokens and the model {positions} positions; shorten the prompt")
     return positions - len(ids)
 
 
 def _continuation(tokenizer: Any, prompt_ids: list[int], ids: list[int]) -> str:
     """Decoded together with the prompt, because tokenizers with word marks drop the space at the start of what they decode."""
-    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    whole, head = str(tokenizer.decode(ids, **options)), str(tokenizer.decode(prompt_ids, **options))
-    return whole[len(head) :] if whole.startswith(head) else str(tokenizer.decode(ids[len(prompt_ids) :], **options))
+    whole, head = decode(tokenizer, ids), decode(tokenizer, prompt_ids)
+    return whole[len(head) :] if whole.startswith(head) else decode(tokenizer, ids[len(prompt_ids) :])
 
 
-def merged_model(run: Run) -> str:
-    """The local folder of the adapted model. Raises: RunError when the run has no finished export."""
-    if not (run.of_stage("export") / MANIFEST).exists():
-        raise RunError(f"generate: {run.folder} has no finished export; finish the run with `zhlm run CONFIG` first")
-    return str((run.export / "merged").on_disk())
-
-
-def open_run(folder: str) -> tuple[Run, RunConfig]:
-    """A run by its folder, wherever its config says that it was made. Raises: RunError when the folder is no run."""
-    run = Run(Place(folder))
-    if not run.config.exists():
-        raise RunError(f"generate: {folder} has no config.yaml, so it is not a run folder; name one such as runs/sample")
-    return run, load_config(Path(run.config.on_disk()))
+def _filled(tokenizer: Any, prompt: str, ids: Sequence[int], sentinels: Sequence[int]) -> str:
+    """`a <extra_id_0> c` with the ids of `<extra_id_0> b <extra_id_1>` is `a b c`."""
+    numbers, spans, current = {token: number for number, token in enumerate(sentinels)}, dict[int, list[int]](), -1
+    for token in ids:
+        if token in numbers:
+            current = numbers[token]
+            spans[current] = []
+        elif current >= 0:
+            spans[current].append(token)
+    return SENTINEL.sub(lambda found: decode(tokenizer, spans[n]).strip() if (n := int(found[1])) in spans else found[0], prompt)
 
 
 def run_generate(
     run_folder: str, prompts: Sequence[str], *, top_p: float, temperature: float, num_return_sequences: int, max_new_tokens: int, seed: int
 ) -> str:
-    """Continuations of each prompt by the base and by the adapted model, as text for a terminal."""
+    """The answers of the base and of the adapted model to each prompt, as text for a terminal."""
     run, config = open_run(run_folder)
-    sources = both_models(config, run)
+    check_prompts(config, load_tokenizer(merged_model(run)), prompts)
     disable_progress_bar()  # of loading: it would stand in the text
     settings = GenerateConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    written: dict[str, list[list[str]]] = {}
-    for name, (source, revision, seed_of_base) in sources.items():
+    written: dict[str, list[Answer]] = {}
+    for name, (source, revision, seed_of_base) in both_models(config, run).items():
         model, tokenizer = load(source, best_device(), revision, seed_of_base)
-        start = config.pack.document_start
-        written[name] = [generate(model, tokenizer, p, settings, num_return_sequences, document_start=start) for p in prompts]
+        written[name] = [answer(config, model, tokenizer, p, settings, num_return_sequences) for p in prompts]
     width = min(shutil.get_terminal_size((100, 24)).columns, 160)
     lines: list[str] = []
-    for number, prompt in enumerate(prompts):
+    for prompt, base, adapted in zip(prompts, written["base"], written["adapted"], strict=True):
         lines += [f"> {prompt}", ""]
-        for base, adapted in zip(written["base"][number], written["adapted"][number], strict=True):
-            lines += [*side_by_side({"base": prompt + base, "adapted": prompt + adapted}, width), ""]
+        head = prompt if continues(config) else ""
+        for texts in zip(base.texts, adapted.texts, strict=True):
+            lines += [*side_by_side(dict(zip(("base", "adapted"), (head + text for text in texts), strict=True)), width), ""]
     return "\n".join(lines).rstrip("\n")

@@ -1,6 +1,7 @@
 """The evaluate stage: base and merged model on the held-out texts -> results.json and report.html."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -8,37 +9,42 @@ import torch
 
 from zhlm.config.schema import RunConfig
 from zhlm.errors import RunError
-from zhlm.evaluate.generate import best_device, both_models, generate, load
+from zhlm.evaluate.generate import Answer, answer, check_prompts
+from zhlm.evaluate.measure import in_words, measure_of, score
+from zhlm.evaluate.models import best_device, both_models, load
 from zhlm.evaluate.report import render
-from zhlm.objectives.bits import StreamScore, measure
+from zhlm.inference.bits import StreamScore
 from zhlm.records import Progress, Report
 from zhlm.storage import Run, storage_errors
+from zhlm.tokenizer.load import load_tokenizer
 
 Scores = dict[str, StreamScore]
+SHOWN = ("bits_per_byte", "bits_per_character", "documents", "tokens")
+SHOWN_OF_MASKED = ("sampled_tokens", "masked_accuracy", "masked_tokens")
 
 
 def run(config: RunConfig, report: Report) -> dict[str, Any]:
-    """Measure both models on every stream, let both continue the prompts, and write results.json and report.html.
+    """Measure both models on every stream, let both answer the prompts, and write results.json and report.html.
 
-    Raises: RunError when the export is missing or a stream has no held-out text.
+    Raises: RunError when the export is missing, a stream has no held-out text, or a prompt for a masked model no mask.
     """
     run = Run.of(config)
     texts = {s.name: held_out_texts(run, s.name, config.evaluate.documents) for s in config.streams}
     sources = both_models(config, run)
+    check_prompts(config, load_tokenizer(sources["adapted"][0]), config.evaluate.prompts)
     scores: dict[str, Scores] = {}
-    written: dict[str, list[str]] = {}
+    written: dict[str, list[Answer]] = {}
     steps, done = len(sources) * (len(texts) + len(config.evaluate.prompts)), 0
     for model_name, (source, revision, drawn) in sources.items():
         model, tokenizer = load(source, best_device(), revision, drawn)
         scores[model_name], written[model_name] = {}, []
         for stream, documents in texts.items():
             report(Progress("evaluate", done, steps, "measurements", {"model": model_name, "stream": stream}))
-            scores[model_name][stream] = _measure(config, model, tokenizer, documents)
+            scores[model_name][stream] = score(config, model, tokenizer, documents)
             done += 1
         for prompt in config.evaluate.prompts:
             report(Progress("evaluate", done, steps, "measurements", {"model": model_name, "prompt": prompt}))
-            settings, start = config.evaluate.generate, config.pack.document_start
-            written[model_name] += generate(model, tokenizer, prompt, settings, document_start=start)
+            written[model_name].append(answer(config, model, tokenizer, prompt, config.evaluate.generate))
             done += 1
         del model
         if torch.cuda.is_available():
@@ -67,49 +73,44 @@ def held_out_texts(run: Run, stream: str, limit: int) -> list[str]:
     return texts[:limit]
 
 
-def _measure(config: RunConfig, model: Any, tokenizer: Any, texts: list[str]) -> StreamScore:
-    pack = config.pack
-    return measure(
-        model,
-        tokenizer,
-        texts,
-        document_start=pack.document_start,
-        document_end=pack.document_end,
-        block_tokens=pack.block_tokens,
-        device=model.device,
-    )
-
-
-def _results(config: RunConfig, run: Run, scores: dict[str, Scores], written: dict[str, list[str]]) -> dict[str, Any]:
-    shown = ("bits_per_byte", "bits_per_character", "documents", "tokens")
+def _results(config: RunConfig, run: Run, scores: dict[str, Scores], written: dict[str, list[Answer]]) -> dict[str, Any]:
+    shown = SHOWN + (SHOWN_OF_MASKED if config.objective.name == "masked" else ())
     tables = {
         m: {stream: {key: getattr(score, key) for key in shown} for stream, score in streams.items()} for m, streams in scores.items()
     }
     return {
+        "measure": measure_of(config),
         **tables,
         "entropy_bits_per_byte": entropy_bits_per_byte(config, run),
         "vocabulary": _vocabulary(config, run),
         "change": {stream: scores["adapted"][stream].bits_per_byte / base.bits_per_byte - 1 for stream, base in scores["base"].items()},
         "generations": [
-            {"prompt": prompt, "base": base, "adapted": adapted}
+            {"prompt": prompt, **_generation({"base": base, "adapted": adapted})}
             for prompt, base, adapted in zip(config.evaluate.prompts, written["base"], written["adapted"], strict=True)
         ],
         "alerts": alerts(config, scores["base"], scores["adapted"]),
     }
 
 
+def _generation(answers: dict[str, Answer]) -> dict[str, Any]:
+    """What each model wrote; of masked ones the guesses for each mask as well."""
+    guesses = {model: [[asdict(guess) for guess in mask] for mask in a.guesses] for model, a in answers.items() if a.guesses}
+    return {model: a.texts[0] for model, a in answers.items()} | ({"guesses": guesses} if guesses else {})
+
+
 def entropy_bits_per_byte(config: RunConfig, run: Run) -> dict[str, float] | None:
-    """The entropy of the grammar for each stream that the sample stage wrote; None for real text."""
-    if config.sample is None or config.sample.corpus is None:
+    """The entropy of the grammar for each stream that the sample stage wrote: of whole texts, so only where these are measured. None for
+    real text."""
+    if config.sample is None or config.sample.corpus is None or measure_of(config) != "causal":
         return None
     corpus = run.manifest("sample")["facts"]["corpus"]
     return {s.name: float(corpus[s.name]["entropy_bits_per_byte"]) for s in config.streams if s.name in corpus}
 
 
 def _vocabulary(config: RunConfig, run: Run) -> dict[str, Any] | None:
-    """The curve of the vocab stage; None where it did not run, or before it wrote one."""
+    """The curve of the vocab stage, or what it made of another tokenizer's rows; None where it did neither."""
     facts = run.manifest("vocab")["facts"] if config.vocab else {}
-    return {key: facts[key] for key in ("curve", "chosen_rows", "stopped_by")} if "curve" in facts else None
+    return {key: facts[key] for key in ("curve", "chosen_rows", "stopped_by", "copied", "made") if key in facts} or None
 
 
 def alerts(config: RunConfig, base: Scores, adapted: Scores) -> list[str]:
@@ -133,12 +134,18 @@ def alerts(config: RunConfig, base: Scores, adapted: Scores) -> list[str]:
 
 
 def _facts(config: RunConfig, run: Run, results: dict[str, Any]) -> dict[str, Any]:
-    streams = [s.name for s in config.streams]
-    numbers = {s: {model: results[model][s]["bits_per_byte"] for model in ("base", "adapted")} for s in streams}
-    summary = "; ".join(f"{s} {n['base']:.3f} -> {n['adapted']:.3f} bits per byte" for s, n in numbers.items())
+    streams, both = [s.name for s in config.streams], ("base", "adapted")
+    numbers = {s: {model: results[model][s]["bits_per_byte"] for model in both} for s in streams}
+    unit = f"bits per byte {in_words(config)}".rstrip()
+    said = [f"{s} {n['base']:.3f} -> {n['adapted']:.3f} {unit}" for s, n in numbers.items()]
+    accuracy = {s: {model: results[model][s].get("masked_accuracy") for model in both} for s in streams}
+    if config.objective.name == "masked":
+        said = [f"{line}, {accuracy[s]['base']:.1%} -> {accuracy[s]['adapted']:.1%} right" for s, line in zip(streams, said, strict=True)]
     return {
-        "summary": summary,
+        "summary": "; ".join(said),
+        "measure": results["measure"],
         "bits_per_byte": numbers,
+        **({"masked_accuracy": accuracy} if config.objective.name == "masked" else {}),
         "entropy_bits_per_byte": results["entropy_bits_per_byte"],
         "change": results["change"],
         "alerts": results["alerts"],

@@ -8,6 +8,7 @@ from typing import Any
 from zhlm.config.load import dump_config
 from zhlm.config.schema import RunConfig, StreamConfig
 from zhlm.evaluate.charts import Level, Line, bar, line_chart, number
+from zhlm.evaluate.measure import continues, explained, in_words
 from zhlm.evaluate.theme import CSS
 from zhlm.evaluate.training_log import TrainingLog, read_log, smoothed
 
@@ -81,20 +82,21 @@ def _header(config: RunConfig, results: Results, log: TrainingLog) -> str:
     alerts = "".join(f'<p class="alert" role="alert">{escape(a)}</p>' for a in results.get("alerts", []))
     return (
         f'<header><p class="eyebrow">zhlm report</p><h1>{escape(config.name)}</h1><p class="lead">{" ".join(sentences)}</p>'
-        f"{alerts}{_facts(config, log)}</header>"
+        f"{alerts}{_facts(config, results, log)}</header>"
     )
 
 
-def _facts(config: RunConfig, log: TrainingLog) -> str:
+def _facts(config: RunConfig, results: Results, log: TrainingLog) -> str:
     mix = sum(s.weight for s in config.streams)
     lora = config.train.lora
     beside = {"none": "", "new_rows": ", and the new rows", "all": ", and embeddings"}[config.train.embeddings]
     whole = "all parameters" + (", but for the frozen ones" if config.train.freeze else "")
     facts = {
         "Base model": config.base.model + (", with weights drawn anew" if config.base.from_scratch else ""),
+        "Objective": config.objective.name.replace("_", " "),
         "Streams": ", ".join(f"{s.name} {s.weight / mix:.0%}" for s in _new_first(config)),
         "Trained": f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.r}{beside}" if lora else whole,
-        "New vocabulary rows": f"at most {config.vocab.add_rows:,}" if config.vocab else "none",
+        "New vocabulary rows": _new_rows(config, results),
         "Steps": f"{log.steps:,} of {config.train.global_batch_blocks} blocks of {config.pack.block_tokens:,} tokens",
     }
     if (tokens := log.last("tokens")) is not None:
@@ -107,6 +109,17 @@ def _facts(config: RunConfig, log: TrainingLog) -> str:
     return '<dl class="facts">' + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items()) + "</dl>"
 
 
+def _new_rows(config: RunConfig, results: Results) -> str:
+    vocab, facts = config.vocab, results.get("vocabulary") or {}
+    if vocab is None:
+        return "none"
+    special = f", {len(vocab.special_tokens.texts)} special tokens" if vocab.special_tokens else ""
+    if vocab.tokenizer is None:
+        return f"at most {vocab.add_rows:,}{special}"
+    counts = f", {facts['copied']:,} copied, {facts['made']:,} made" if "copied" in facts else ""
+    return f"all, for the tokenizer {vocab.tokenizer}{counts}{special}"
+
+
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -115,11 +128,10 @@ def _duration(seconds: float) -> str:
 
 def _headline(config: RunConfig, results: Results, colours: Mapping[str, str]) -> str:
     cards = "".join(_card(stream, results, colours[stream.name]) for stream in _new_first(config))
+    measured = f"{UNIT.capitalize()} {in_words(config)}".strip()
     return (
-        "<h2>Before and after</h2>"
-        f'<p class="note">{UNIT.capitalize()} on held-out documents, which training never saw; less is better. '
-        "Each card has its own scale.</p>"
-        f'<div class="cards">{cards}</div>'
+        f'<h2>Before and after</h2><p class="note">{measured} on held-out documents, which training never saw; less is better. '
+        f'Each card has its own scale.</p><div class="cards">{cards}</div>'
     )
 
 
@@ -146,7 +158,7 @@ def _training(config: RunConfig, results: Results, log: TrainingLog, colours: Ma
         Level(f"{s.name} entropy", value, colours[s.name]) for s in _new_first(config) if (value := _entropy(results, s.name)) is not None
     ]
     held_out = [Line(s.name, log.validation.get(s.name, []), colours[s.name]) for s in _new_first(config)]
-    losses = log.curves.get("loss_nats", [])
+    losses, causal = log.curves.get("loss_nats", []), config.objective.name == "causal"
     loss_lines = [Line("loss", smoothed(losses), "ink")]
     if len(losses) > 50:
         loss_lines.append(Line("each step", losses, "ink", faint=True))
@@ -164,7 +176,7 @@ def _training(config: RunConfig, results: Results, log: TrainingLog, colours: Ma
         )
     ]
     charts = [
-        line_chart("Held-out blocks", held_out, levels, y_name=UNIT, ratios=True),
+        line_chart("Held-out blocks", held_out, levels, y_name=UNIT + ("" if causal else ", by the targets"), ratios=True),
         line_chart(
             "Training loss", loss_lines, y_name="nats per token, both streams mixed" if len(config.streams) == 2 else "nats per token"
         ),
@@ -178,22 +190,24 @@ def _training(config: RunConfig, results: Results, log: TrainingLog, colours: Ma
 
 def _numbers(config: RunConfig, results: Results) -> str:
     rows = []
+    masked = config.objective.name == "masked"
     for stream in _new_first(config):
         for model in ("base", "adapted"):
             score = results[model][stream.name]
             change = change_text(score["bits_per_byte"] / _score(results, "base", stream.name) - 1) if model == "adapted" else ""
             head = f'<tr><th scope="row">{escape(stream.name)}</th>' if model == "base" else '<tr class="more"><th></th>'
-            cells = (
+            cells = [
                 number(score["bits_per_byte"]),
                 change,
                 number(score["bits_per_character"]),
+                *([f"{score['masked_accuracy']:.1%}", f"{score['sampled_tokens']:,}"] if masked else []),
                 f"{score['tokens']:,}",
                 f"{score['documents']:,}",
-            )
+            ]
             rows.append(f'{head}<td class="words">{model}</td>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
         if (limit := _entropy(results, stream.name)) is not None:
             rows.append(f'<tr class="more"><th></th><td class="words">entropy</td><td>{number(limit)}</td>{"<td></td>" * 4}</tr>')
-    names = ("bits per byte", "change", "bits per character", "tokens", "documents")
+    names = ("bits per byte", "change", "bits per character", *(("accuracy", "tokens masked") if masked else ()), "tokens", "documents")
     head = '<th>stream</th><th class="words">model</th>' + "".join(f"<th>{n}</th>" for n in names)
     return (
         f'<h2>Numbers</h2><p class="note">The same texts for both models: fewer tokens mean that the vocabulary fits better.</p>'
@@ -204,7 +218,7 @@ def _numbers(config: RunConfig, results: Results) -> str:
 def _vocabulary(config: RunConfig, results: Results) -> str:
     """What each row of the vocabulary brought, on the corpus that pieces were learned from, and why no more were added."""
     facts = results.get("vocabulary")
-    if not facts or not config.vocab or not facts["chosen_rows"]:
+    if not facts or not config.vocab or not facts.get("chosen_rows"):
         return ""
     chosen, points = facts["chosen_rows"], [(float(rows), float(value)) for rows, value in facts["curve"]]
     lines = [Line(f"{chosen:,} rows", [p for p in points if p[0] <= chosen], "c0")]
@@ -220,18 +234,22 @@ def _vocabulary(config: RunConfig, results: Results) -> str:
 
 
 def _generations(config: RunConfig, results: Results) -> str:
-    samples = "".join(_sample(s["prompt"], s["base"], s["adapted"]) for s in results.get("generations", []))
+    samples = "".join(_sample(s["prompt"], s["base"], s["adapted"], continues(config)) for s in results.get("generations", []))
     if not samples:
         return ""
     how = config.evaluate.generate
     way = f"temperature {how.temperature:g}, top_p {how.top_p:g}, seed {how.seed}" if how.temperature > 0 else "greedy"
-    return f'<h2>Side by side</h2><p class="note">The same prompts, at most {how.max_new_tokens} tokens; {way}.</p>{samples}'
+    note = f"The same prompts, at most {how.max_new_tokens} tokens; {way}."
+    if config.objective.name == "masked":
+        note = "The same prompts: the likeliest tokens for each mask, with their probabilities, the other masks as they are."
+    return f'<h2>Side by side</h2><p class="note">{note}</p>{samples}'
 
 
-def _sample(prompt: str, base: str, adapted: str) -> str:
+def _sample(prompt: str, base: str, adapted: str, continued: bool) -> str:
     language, shown = _language(prompt), escape(prompt)
+    head = f"<i>{shown}</i>" if continued else ""
     texts = "".join(
-        f'<div class="{model}-text"><h4>{model}</h4><p class="text"{language}><i>{shown}</i>{escape(text)}</p></div>'
+        f'<div class="{model}-text"><h4>{model}</h4><p class="text"{language}>{head}{escape(text)}</p></div>'
         for model, text in (("base", base), ("adapted", adapted))
     )
     return f'<section class="sample"><h3{language}><span>prompt</span>{shown}</h3><div class="pair">{texts}</div></section>'
@@ -243,11 +261,5 @@ def _language(text: str) -> str:
 
 
 def _footer(config: RunConfig, results: Results) -> str:
-    start, end = config.pack.document_start == "bos", config.pack.document_end == "eos"
-    first = "" if start else " Nothing predicts the first characters of a document, so they are left out of both sides."
-    last = " The cost of ending a document is included." if end else ""
     limits = " The entropy is computed from the grammar, not estimated." if results.get("entropy_bits_per_byte") else ""
-    return (
-        "<footer>Bits per byte: how many bits the model needs to write down a text, divided by the bytes of the text in UTF-8. Unlike "
-        f"perplexity it can be compared between vocabularies.{first}{last}{limits}</footer>"
-    )
+    return f"<footer>{UNIT.capitalize()}: {escape(explained(config))}{limits}</footer>"

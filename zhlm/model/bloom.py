@@ -7,7 +7,7 @@ restart a document begins, which sees itself alone. Shape letters: B blocks, T b
 from typing import Any
 
 import torch
-from transformers import BloomForCausalLM, PreTrainedModel
+from transformers import BloomForCausalLM
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 
 
@@ -38,11 +38,7 @@ class PackedBloom(BloomForCausalLM):  # type: ignore[misc]
             del self.transformer.build_alibi_tensor
 
 
-def take_positions(model: PreTrainedModel) -> PreTrainedModel:
-    """A model that takes `position_ids`, if it is of a class that can be taught to; others stay as they are."""
-    if type(model) is BloomForCausalLM:
-        model.__class__ = PackedBloom
-    return model
+PackedBloom.__name__ = BloomForCausalLM.__name__  # which save_pretrained writes, and messages name
 
 
 def _own_document(position_ids_BT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

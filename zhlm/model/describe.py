@@ -1,8 +1,10 @@
 """`zhlm model BASE`: what a base is made of and what LoRA would train of it, from its config alone."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,7 +12,8 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import set_verbosity_error
 
 from zhlm.config.trained import LoraConfig
-from zhlm.model.inspect import block_counts, is_tied, linear_names, table_names
+from zhlm.model.inspect import block_counts, head_name, is_tied, linear_names, table_names
+from zhlm.model.kind import TAKES, kind_of
 from zhlm.model.load import load_model_config, model_from_config, model_positions
 from zhlm.model.shape import Linear
 from zhlm.model.trained import lora_sizes
@@ -24,18 +27,30 @@ def describe_base(base: str) -> str:
     set_verbosity_error()  # of oddities in configs, which are not the question here
     with torch.device("meta"):
         model = model_from_config(base, load_model_config(base))
-    return "\n".join([f"{base}: {type(model).__name__}", *_rows(_sizes(model)), "", *_linear_lines(model), "", *_lora_lines(model)])
+    _untie_as_told(model)
+    takes = f"  objectives   {' or '.join(TAKES[kind_of(model.config.to_dict())])}"
+    return "\n".join([f"{base}: {type(model).__name__}", *_rows(_sizes(model)), takes, "", *_linear_lines(model), "", *_lora_lines(model)])
+
+
+def _untie_as_told(model: PreTrainedModel) -> None:
+    """transformers takes T5 1.1 and mT5 for tied until it finds two matrices in the weights, which are not read here; config.json tells."""
+    settings = json.loads((Path(model.config.name_or_path) / "config.json").read_text(encoding="utf-8"))
+    if settings.get("tie_word_embeddings") is False and is_tied(model):
+        model.get_output_embeddings().weight = nn.Parameter(torch.empty_like(model.get_input_embeddings().weight))
 
 
 def _sizes(model: PreTrainedModel) -> list[tuple[str, ...]]:
     every = {name: p.numel() for name, p in model.named_parameters()}
-    tables = {name: model.get_submodule(name) for name in table_names(model)}
-    (inputs, embedding), *heads = sorted(tables.items(), key=lambda item: item[1] is not model.get_input_embeddings())
-    rows, width = embedding.weight.shape
-    found = [("parameters", f"{sum(every.values()):,}", ""), ("embeddings", f"{rows * width:,}", f"{inputs}, {rows:,} rows of {width:,}")]
-    for name, head in heads:
-        size = sum(p.numel() for p in head.parameters())
-        found.append(("head", "tied" if is_tied(model) else f"{size:,}", f"{name}, the embeddings again" if is_tied(model) else name))
+    head = head_name(model)
+    inputs, *aliases = [name for name in table_names(model) if name != head]
+    rows, width = model.get_input_embeddings().weight.shape
+    names = inputs + (f" (and {', '.join(aliases)})" if aliases else "")
+    found = [("parameters", f"{sum(every.values()):,}", ""), ("embeddings", f"{rows * width:,}", f"{names}, {rows:,} rows of {width:,}")]
+    if head is not None:
+        biased = ", with a bias" if model.get_output_embeddings().bias is not None else ""
+        size = sum(p.numel() for p in model.get_output_embeddings().parameters())
+        tied = ("tied", f"{head}, the embeddings again{biased}")
+        found.append(("head", *(tied if is_tied(model) else (f"{size:,}", head + biased))))
     for blocks, count in block_counts(model).items():
         size = sum(n for name, n in every.items() if name.startswith(f"{blocks}.0."))
         found.append(("per layer", f"{size:,}", f"{blocks}, {count} layers"))

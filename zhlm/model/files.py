@@ -24,9 +24,9 @@ _FILES: dict[Kind, Sequence[str]] = {
 """A model card or a setting for generation may change without harm."""
 
 
-def check_hub_name(source: str) -> None:
-    """Refuse the name of a base that is nowhere here, where it means a folder and not a model of the hub: by its form, or because it
-    starts with a folder that is here.
+def check_hub_name(source: str, setting: str = "base.model") -> None:
+    """Refuse the name of a base (or of what `setting` names) that is nowhere here, where it means a folder and not a model of the hub: by
+    its form, or because it starts with a folder that is here.
 
     Raises: BaseModelError.
     """
@@ -39,7 +39,7 @@ def check_hub_name(source: str) -> None:
         return
     path = Path(os.path.expanduser(source))
     looked = "" if path.is_absolute() else f" (looked for {path.absolute()})"
-    raise BaseModelError(f"base: the folder {source} does not exist{looked}; correct base.model, or {or_else}")
+    raise BaseModelError(f"{setting.split('.')[0]}: the folder {source} does not exist{looked}; correct {setting}, or {or_else}")
 
 
 def listing_of_base(source: str, kinds: Sequence[Kind]) -> Listing:

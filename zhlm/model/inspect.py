@@ -33,27 +33,44 @@ def block_counts(model: nn.Module) -> dict[str, int]:
 
 
 def table_modules(model: PreTrainedModel) -> list[Any]:
-    """The input embeddings, and the output head where there is one."""
-    return [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+    """The input embeddings, and the output head where there is one.
+
+    T5 has three of the first, with one matrix: one that holds it and is never called, and those of encoder and decoder.
+    """
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    aliases = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not inputs and m.weight is inputs.weight]
+    return [module for module in (inputs, *aliases, outputs) if module is not None]
 
 
 def table_names(model: PreTrainedModel) -> list[str]:
-    """Whole names of the input embedding and the output head; both for tied models too."""
+    """Whole names of the input embeddings and the output head; all of them for tied models too."""
     wanted = table_modules(model)
-    return [name for name, module in model.named_modules() if any(module is w for w in wanted)]
+    return [name for name, module in model.named_modules(remove_duplicate=False) if any(module is w for w in wanted)]
+
+
+def head_name(model: PreTrainedModel) -> str | None:
+    """The whole name of the output head."""
+    outputs = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is outputs), None)
 
 
 def embedding_names(model: PreTrainedModel) -> list[str]:
-    """Endings that name the input embedding and the output head, as PEFT's modules_to_save takes them; for tied models too."""
+    """Endings that name the input embeddings and the output head, as PEFT's modules_to_save takes them; for tied models too."""
     names = table_names(model)
     others = [name for name, _ in model.named_modules() if name and name not in names]
-    return [_ending(name, others) for name in names]
+    return list(dict.fromkeys(_ending(name, others) for name in names))
 
 
 def is_tied(model: PreTrainedModel) -> bool:
     """Whether the output head is the input embedding itself."""
     outputs = model.get_output_embeddings()
     return outputs is not None and outputs.weight is model.get_input_embeddings().weight
+
+
+def has_plain_tables(model: PreTrainedModel) -> bool:
+    """Whether there are one embedding and a head without a bias: all that PEFT ties by itself, or trains some rows of. The head's bias of
+    BERT would be lost, and the embeddings of T5's encoder and decoder become linear layers."""
+    return len(table_names(model)) == 2 and getattr(model.get_output_embeddings(), "bias", None) is None
 
 
 def _ending(name: str, others: Iterable[str]) -> str:

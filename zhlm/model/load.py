@@ -1,6 +1,7 @@
 """Find and load a base model: a local folder or a hub name -> a transformers model, with one-line errors for what the user can mend."""
 
 import contextlib
+import inspect
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -9,16 +10,30 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from zhlm.config.schema import RunConfig
 from zhlm.errors import BaseModelError
 from zhlm.model.files import check_hub_name
+from zhlm.model.kind import Kind, check_fits, kind_of
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
 """What is fetched of a hub model; pickled weights only where there are no others."""
+AUTO_CLASSES: dict[Kind, Any] = {
+    "decoder": AutoModelForCausalLM,
+    "encoder": AutoModelForMaskedLM,
+    "encoder_decoder": AutoModelForSeq2SeqLM,
+}
 
 
 def local_folder(source: str, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -66,7 +81,8 @@ def _fetch(source: str, revision: str | None, weights: bool) -> Path:
 
 
 def load_model(source: str, *, revision: str | None = None, dtype: torch.dtype | Literal["auto"] = torch.float32) -> PreTrainedModel:
-    """The causal language model in a folder or of a hub name, in evaluation mode; "auto" keeps the dtype that it was saved in.
+    """The language model in a folder or of a hub name, of the class for its objective, in evaluation mode;
+    "auto" keeps the dtype that it was saved in.
 
     Raises: BaseModelError when it is missing, incomplete or of a kind that is not supported.
     """
@@ -75,14 +91,14 @@ def load_model(source: str, *, revision: str | None = None, dtype: torch.dtype |
     if not _has_weights(folder):
         raise BaseModelError(f"base: {source} has no weights, expected model.safetensors (or .index.json with its parts); copy them there")
     try:
-        model, facts = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+        model, facts = _auto_class(config).from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # unknown class, torn file, shapes other than the config's
         raise BaseModelError(f"base: {source} cannot be loaded: {_one_line(error)}; check config.json and the weights") from error
     missing = sorted(facts["missing_keys"])
     if missing:
         raise BaseModelError(
             f"base: the weights of {source} lack {len(missing)} tensors of {type(model).__name__}, such as {missing[0]}; "
-            "copy the model again, or name one of a causal class"
+            "copy the model again, or name one with a language model's head"
         )
     loaded: PreTrainedModel = model.eval()
     return loaded
@@ -91,11 +107,13 @@ def load_model(source: str, *, revision: str | None = None, dtype: torch.dtype |
 def load_base(config: RunConfig, source: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model of a run before training, from where `Run.base_model` says: as saved, or drawn by the run's seed.
 
-    Raises: BaseModelError as load_model.
+    Raises: BaseModelError as load_model, and where the objective does not fit the base.
     """
+    revision = None if config.vocab else config.base.revision
+    check_fits(config.objective, load_model_config(source, revision=revision).to_dict(), config.base.model)
     if config.vocab is None and config.base.from_scratch:
-        return draw_model(source, config.seed, revision=config.base.revision, dtype=dtype)
-    return load_model(source, revision=None if config.vocab else config.base.revision, dtype=dtype)
+        return draw_model(source, config.seed, revision=revision, dtype=dtype)
+    return load_model(source, revision=revision, dtype=dtype)
 
 
 def draw_model(source: str, seed: int, *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -107,14 +125,14 @@ def draw_model(source: str, seed: int, *, revision: str | None = None, dtype: to
 
 
 def model_from_config(source: str, config: PretrainedConfig) -> PreTrainedModel:
-    """A causal model of a base's config with float32 weights as its class starts them, in evaluation mode.
+    """A language model of a base's config with float32 weights as its class starts them, in evaluation mode.
 
     Raises: BaseModelError for a config of another kind.
     """
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = _auto_class(config).from_config(config, dtype=torch.float32)
     except (ValueError, KeyError, ImportError) as error:
-        raise BaseModelError(f"base: {source} is no causal model: {_one_line(error)}; name another base.model") from error
+        raise BaseModelError(f"base: {source} is no language model: {_one_line(error)}; name another base.model") from error
     return model.eval()
 
 
@@ -150,15 +168,30 @@ def embedding_rows(config: PretrainedConfig) -> int:
 
 
 def model_positions(model_or_config: PreTrainedModel | PretrainedConfig) -> int | None:
-    """Longest sequence the model can take, in tokens; None where positions have no limit (ALiBi, as in BLOOM)."""
+    """Longest sequence the model can take, in tokens; None where positions have no limit (ALiBi as in BLOOM, distances as in T5)."""
     config: Any = model_or_config.config if isinstance(model_or_config, PreTrainedModel) else model_or_config
     config = config.get_text_config()
+    if config.is_encoder_decoder and hasattr(config, "relative_attention_num_buckets"):
+        return None  # T5's n_positions is what it was trained on
     # GPT-2 maps the first name to n_positions by itself.
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         value = getattr(config, name, None)
         if isinstance(value, int):
-            return value
+            return value - first_position(config)
     return None
+
+
+def first_position(config: PretrainedConfig) -> int:
+    """Where a model counts positions from: behind the padding's, in RoBERTa and the classes that number them as it does."""
+    kind = MODEL_FOR_MASKED_LM_MAPPING.get(type(config), None)
+    module = vars(inspect.getmodule(kind)) if kind else {}
+    counter = "create_position_ids_from_input_ids"
+    after_padding = counter in module or any(hasattr(part, counter) for part in module.values())
+    return int(config.pad_token_id or 0) + 1 if after_padding else 0
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    return AUTO_CLASSES[kind_of(config.to_dict())]
 
 
 def _has_weights(folder: Path) -> bool:

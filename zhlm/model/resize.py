@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from zhlm.errors import BaseModelError
 from zhlm.model.inspect import is_tied
+from zhlm.model.ties import resize
 
 InitRows = Callable[[torch.Tensor], torch.Tensor]
 """Old rows (V, D) in float32 -> new rows (N, D)."""
@@ -33,7 +34,7 @@ def add_rows(model: PreTrainedModel, first_row: int, num_rows: int, init: InitRo
     wanted = max(rows_before, first_row + num_rows)
     rows = -(-wanted // pad_to_multiple) * pad_to_multiple
     if rows != rows_before:
-        model.resize_token_embeddings(rows, mean_resizing=False)
+        resize(model, rows)
     fill_rows(model, first_row, num_rows, init)
     padding_from = max(rows_before, first_row + num_rows)
     for tensor in _vocabulary_tensors(model):
@@ -85,3 +86,20 @@ def _vocabulary_tensors(model: PreTrainedModel) -> list[torch.Tensor]:
         found += [outputs.bias] if getattr(outputs, "bias", None) is not None else []
     assert all(isinstance(t, torch.Tensor) for t in found), "an embedding without a weight matrix"
     return found
+
+
+def replace_rows(model: PreTrainedModel, old_rows: int, num_rows: int, remake: InitRows) -> None:
+    """Give the model `num_rows` rows, which `remake` makes of the first `old_rows` of the old ones, more or fewer; of a head's bias as of a
+    table one column wide.
+
+    Raises: BaseModelError when the model has a head that would not change with the others.
+    """
+    check_heads(model)
+    made = []
+    for tensor in _vocabulary_tensors(model):
+        old = tensor.detach()[:old_rows].float().cpu()
+        made.append(remake(old if old.ndim > 1 else old[:, None]).reshape(num_rows, *old.shape[1:]))
+    resize(model, num_rows)
+    with torch.no_grad():
+        for tensor, new in zip(_vocabulary_tensors(model), made, strict=True):
+            tensor.copy_(new)

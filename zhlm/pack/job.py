@@ -21,7 +21,7 @@ from ray.data import DataContext, TaskPoolStrategy
 from ray.data._internal.execution.resource_manager import ResourceManager
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import GetTimeoutError
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from zhlm.blocks.order import packing_order
 from zhlm.blocks.store import Ledger, Part, beat, find_part, write_plan
@@ -29,6 +29,7 @@ from zhlm.config.schema import RunConfig
 from zhlm.corpus.read import text_field
 from zhlm.errors import ConfigError, DeadlineError, StorageError, ZhlmError
 from zhlm.model.load import load_model_config, local_folder, model_positions
+from zhlm.objectives.choose import objective_of
 from zhlm.pack.finish import finish
 from zhlm.pack.planning import Stream, find_stream, held_out_hashes, make_plan, pack_tasks, recipe_of, refuse_empty, survey_tasks
 from zhlm.pack.survey import Survey
@@ -39,6 +40,7 @@ from zhlm.storage import Place, Run
 from zhlm.tokenizer.encode import choose_encoder
 from zhlm.tokenizer.load import digest_of, load_tokenizer, tokenizer_json, vocabulary_of
 from zhlm.tokenizer.long import safe_cuts
+from zhlm.tokenizer.special import DocumentToken, document_token
 
 SAMPLE_PARTS = 16
 SAMPLE_CHARACTERS = 200_000
@@ -65,7 +67,7 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
         _wake_workers(config.resources.pack_tasks)
         streams = [find_stream(stream, config, place.resolve) for stream in config.streams]
         told = _Told(report, streams)
-        settings, engine, recipe = _prepare(config, place, streams)
+        settings, facts, recipe = _prepare(config, place, streams)
         surveying = [(s, t) for s in streams for t in survey_tasks(s, config.pack, str(place.store))]
         _survey_all(surveying, config, told)
         tasks = pack_tasks(streams, config.pack, recipe)
@@ -74,14 +76,14 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
             stream.surveys.clear()
         write_plan(place.blocks, make_plan(tasks, recipe))
         parts = _pack_all(streams, tasks, settings, config, place, told)
-        facts = {s.name: _finish(s, parts[s.name], place, config) for s in streams}
+        packed = {s.name: _finish(s, parts[s.name], place, config) for s in streams}
     return {
-        "engine": engine,
+        **facts,
         "vocabulary": settings.vocabulary,
         "recipe": recipe,
-        "streams": facts,
+        "streams": packed,
         "conservation": "checked",
-        "summary": told.summary(),
+        "summary": told.summary() + _stand_ins(facts["document_tokens"]),
     }
 
 
@@ -98,12 +100,14 @@ def _wake_workers(most: int) -> None:
 
 
 def _prepare(config: RunConfig, place: Run, streams: Sequence[Stream]) -> tuple[Settings, dict[str, Any], dict[str, Any]]:
-    """Tokenizer and engine, and the recipe that follows."""
+    """Tokenizer and engine, what is to be said of them, and the recipe that follows."""
     source = str(local_folder(place.base_model(config), config.base.revision, weights=False))
-    _check_positions(config, source)
+    model_config = load_model_config(source)
+    _check_positions(config, model_config)
     sampling = _begin_sample(streams)
     tokenizer = load_tokenizer(source)
-    start_id, end_id = _special_ids(config, tokenizer)
+    objective_of(config, tokenizer, model_config)  # what it lacks is said now, not after hours of packing
+    start, end = _document_tokens(config, tokenizer)
     as_json, sample = tokenizer_json(tokenizer), _sample(sampling)
     encoder, engine = choose_encoder(as_json, config.pack.engine, sample)
     settings = Settings(
@@ -115,29 +119,38 @@ def _prepare(config: RunConfig, place: Run, streams: Sequence[Stream]) -> tuple[
         vocabulary=vocabulary_of(tokenizer),
         block_tokens=config.pack.block_tokens,
         packing=config.pack.packing,
-        start_id=start_id,
-        end_id=end_id,
+        start_id=start.id if start else None,
+        end_id=end.id if end else None,
     )
-    return settings, engine, recipe_of(settings, digest_of(tokenizer), config.pack)
+    tokens = {where: token and token._asdict() for where, token in (("start", start), ("end", end))}
+    return settings, {"engine": engine, "document_tokens": tokens}, recipe_of(settings, digest_of(tokenizer), config.pack)
 
 
-def _check_positions(config: RunConfig, source: str) -> None:
-    positions, asked = model_positions(load_model_config(source)), config.pack.block_tokens
+def _check_positions(config: RunConfig, model_config: PretrainedConfig) -> None:
+    positions, asked = model_positions(model_config), config.pack.block_tokens
     if positions is not None and asked > positions:
         raise ConfigError(f"pack: block_tokens {asked} exceeds the {positions} positions of {config.base.model}; lower pack.block_tokens")
 
 
-def _special_ids(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> tuple[int | None, int | None]:
-    """The ids put before and after each document, None for nothing."""
-    ids: list[int | None] = []
+def _document_tokens(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> tuple[DocumentToken | None, DocumentToken | None]:
+    """What is put before and after each document, None for nothing."""
+    found: list[DocumentToken | None] = []
     for setting, name in (("document_start", config.pack.document_start), ("document_end", config.pack.document_end)):
-        token_id = None if name == "none" else getattr(tokenizer, f"{name}_token_id")
-        if name != "none" and token_id is None:
+        token = document_token(tokenizer, name)
+        if name != "none" and token is None:
             raise ConfigError(
-                f"pack: {setting} is {name} but the tokenizer of {config.base.model} has no {name} token; set pack.{setting}: none"
+                f"pack: {setting} is {name} but the tokenizer of {config.base.model} has no {name} token; set pack.{setting}: none, "
+                f"or add one with vocab.special_tokens.{name}_token"
             )
-        ids.append(token_id)
-    return ids[0], ids[1]
+        found.append(token)
+    return found[0], found[1]
+
+
+def _stand_ins(tokens: dict[str, Any]) -> str:
+    """For the person, where BERT's tokens stand in for those that were asked for."""
+    verbs = {"start": "begin", "end": "end"}
+    found = [f"{verbs[where]} with {token['text']}" for where, token in tokens.items() if token and token["role"] in ("cls", "sep")]
+    return f"; documents {' and '.join(found)}, for the tokenizer has no bos or eos" if found else ""
 
 
 def _begin_sample(streams: Sequence[Stream]) -> Any:

@@ -1,17 +1,13 @@
 """A tokenizer and what was learned -> the same tokenizer with more pieces: old ids, special tokens and settings stay as they are."""
 
 import json
-import tempfile
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
 from zhlm.errors import VerificationError
 from zhlm.pieces.base import Base
 from zhlm.pieces.learn import Learned
-
-CLASS_SETTINGS = ("model_input_names", "padding_side", "truncation_side")
-"""What classes of model families fix without writing it down (BERT's token_type_ids, Llama's padding on the left)."""
+from zhlm.tokenizer.plain import as_plain
 
 
 def first_new_id(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -37,7 +33,7 @@ def extend(tokenizer: PreTrainedTokenizerFast, base: Base, learned: Learned) -> 
     if base.MERGES:
         merges = spec["model"]["merges"]
         spec["model"]["merges"] = [*merges, *(_written_like(merges, merge) for merge in learned.merges if merge)]
-    extended = _with_spec(tokenizer, spec)
+    extended = as_plain(tokenizer, spec)
     moved = [piece for piece, row in tokenizer.get_vocab().items() if extended.convert_tokens_to_ids(piece) != row]
     if moved or len(extended.get_vocab()) != len(tokenizer.get_vocab()) + len(learned.pieces):
         raise VerificationError(f"vocab: extending moved {len(moved)} old ids, {moved[:3]} among them", moved=moved[:100])
@@ -47,21 +43,3 @@ def extend(tokenizer: PreTrainedTokenizerFast, base: Base, learned: Learned) -> 
 def _written_like(merges: list[object], merge: tuple[str, str]) -> object:
     """Old tokenizer.json files write a merge as `a b`, new ones as a pair."""
     return " ".join(merge) if merges and isinstance(merges[0], str) else list(merge)
-
-
-def _with_spec(tokenizer: PreTrainedTokenizerFast, spec: dict[str, object]) -> PreTrainedTokenizerFast:
-    """A tokenizer with every setting of this one but another tokenizer.json."""
-    with tempfile.TemporaryDirectory(prefix="zhlm-tokenizer-") as folder:
-        tokenizer.save_pretrained(folder)
-        settings_path = Path(folder) / "tokenizer_config.json"
-        settings = json.loads(settings_path.read_text(encoding="utf-8"))
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        settings |= {
-            name: value for name in CLASS_SETTINGS if (value := getattr(tokenizer, name)) != getattr(PreTrainedTokenizerFast, name)
-        }
-        settings_path.write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
-        (Path(folder) / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
-        extended: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
-    extended.name_or_path = tokenizer.name_or_path
-    extended.init_kwargs["name_or_path"] = tokenizer.name_or_path
-    return extended

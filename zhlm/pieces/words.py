@@ -110,14 +110,16 @@ def cut_words(pre_tokens: Mapping[str, int], base: Base, words: Sequence[str]) -
 
 @dataclass(frozen=True)
 class WithWords:
-    """What knows the old ids of new pieces and of words."""
+    """What knows the old ids of new pieces and of words; special tokens have none."""
 
     base: Base
     words: frozenset[str]
+    special: frozenset[str] = frozenset()
 
     def merge(self, batch: list[str]) -> list[list[int]]:
-        spelled = iter(self.base.merge([piece for piece in batch if piece not in self.words]))
-        return [self.base.spelled(piece) if piece in self.words else next(spelled) for piece in batch]
+        pieces = [piece for piece in batch if piece not in self.words and piece not in self.special]
+        spelled = dict(zip(pieces, self.base.merge(pieces), strict=True)) | {token: [] for token in self.special}
+        return [self.base.spelled(piece) if piece in self.words else spelled[piece] for piece in batch]
 
 
 def check_words(bare: Tokenizer, after: Tokenizer, words: Sequence[str], first_id: int, texts: Sequence[str], merges: bool) -> None:
@@ -131,11 +133,8 @@ def check_words(bare: Tokenizer, after: Tokenizer, words: Sequence[str], first_i
     wrong = [word for n, word in enumerate(words) if ids[n] != [first_id + n] or after.decode(ids[n]) != word]
     if wrong:
         raise VerificationError(f"vocab: {len(wrong)} words of the list are not a token of their own, {wrong[0][:40]!r} among them")
+    check_untouched(bare, after, words, texts)
     border = re.compile("|".join(map(re.escape, words)))
-    plain = [text for text in texts if not border.search(text)]
-    moved = [t for t, one, two in zip(plain, _ids(bare, plain), _ids(after, plain), strict=True) if not np.array_equal(one, two)]
-    if moved:
-        raise VerificationError(f"vocab: the words of the list change the ids of a text without any: {moved[0][:40]!r}")
     marked = [text for text in texts if border.search(text)] if merges else []
     for text, expected, got in zip(marked, there_and_back(bare, marked), there_and_back(after, marked), strict=True):
         if got not in (text, expected):
@@ -144,3 +143,19 @@ def check_words(bare: Tokenizer, after: Tokenizer, words: Sequence[str], first_i
 
 def _ids(backend: Tokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
     return [np.array(e.ids, np.uint32) for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def check_untouched(bare: Tokenizer, after: Tokenizer, added: Collection[str], texts: Sequence[str]) -> None:
+    """A text without any of the added tokens keeps its ids. Raises: VerificationError."""
+    border = re.compile("|".join(map(re.escape, added)))
+    plain = [text for text in texts if not border.search(text)]
+    moved = [t for t, one, two in zip(plain, _ids(bare, plain), _ids(after, plain), strict=True) if not np.array_equal(one, two)]
+    if moved:
+        raise VerificationError(f"vocab: the added tokens change the ids of a text without any: {moved[0][:40]!r}")
+
+
+def check_special(after: Tokenizer, ids: Mapping[str, int]) -> None:
+    """Each special token is its own id, alone and inside of a text. Raises: VerificationError."""
+    for text, row in ids.items():
+        if after.encode(text, add_special_tokens=False).ids != [row] or row not in after.encode(f"\u4e2da{text}\u6587").ids:
+            raise VerificationError(f"vocab: the special token {text!r} is not read as its id {row}")

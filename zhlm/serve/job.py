@@ -1,4 +1,4 @@
-"""Serve a run's merged model through the OpenAI protocol: `zhlm serve RUN`, `python -m ray_jobs.serve --config FILE`."""
+"""Serve a run's merged model over HTTP, causal ones as OpenAI does: `zhlm serve RUN`, `python -m ray_jobs.serve --config FILE`."""
 
 import importlib
 import json
@@ -22,8 +22,21 @@ from zhlm.config.schema import RunConfig
 from zhlm.display import Display, quiet
 from zhlm.errors import DeadlineError, RunError, ServeError
 from zhlm.records import Progress, Report
-from zhlm.serve.settings import check_port, check_servable, client_url, curl_example, llm_settings, model_folder, read_model
+from zhlm.serve.protocol import Endpoint
+from zhlm.serve.settings import (
+    check_port,
+    check_servable,
+    client_url,
+    curl_example,
+    endpoint_of,
+    example_text,
+    llm_settings,
+    max_model_tokens,
+    model_folder,
+    read_model,
+)
 from zhlm.storage import Place, Run
+from zhlm.tokenizer.load import load_tokenizer
 
 POLL_S = 0.25
 SHUTDOWN_S = 30.0
@@ -59,23 +72,36 @@ def _serve_folder(config: RunConfig, folder: Place, report: Report | None = None
     model_path = model_folder((folder / "export").on_disk()).absolute()
     model = read_model(model_path)
     check_port(config.serve.host, config.serve.port)
-    settings = llm_settings(config, model_path, model)
-    url, model_id = client_url(config.serve), settings["model_loading_config"]["model_id"]
+    max_model_tokens(config.serve, model)  # refuses what the model cannot take
+    endpoint = endpoint_of(config, model)
+    text = example_text(config, endpoint, None if endpoint == "completions" else load_tokenizer(str(model_path)))
+    url, model_id = client_url(config.serve), config.serve.model_id or config.name
+    owners = "Ray's and vLLM's" if endpoint == "completions" else "Ray's"
     log_path = (folder.path if not folder.remote else Path.home() / "zhlm" / folder.name) / "logs" / "serve.log"
     with _stoppable(), quiet(log_path) as terminal, Display(terminal) as display:
         try:
-            display.line(f"serving {model_path}; Ray's and vLLM's own messages: {log_path}")
-            with _application(config, settings, model):
+            display.line(f"serving {model_path}; {owners} own messages: {log_path}")
+            with _application(config, _builder(config, model_path, endpoint, model)):
                 _wait_ready(config, url, report or display.report)
                 display.line(f"ready in {time.monotonic() - started_s:.0f} s: {url} (model {model_id}); Ctrl-C stops it", "green")
-                prompt = next(iter(config.evaluate.prompts), "Once")
-                display.line(f"try it: {curl_example(url, model_id, prompt)}")
+                display.line(f"try it: {curl_example(url, endpoint, model_id, text)}")
                 threading.Event().wait()
         except KeyboardInterrupt:
             display.line("stopped")
         except Exception:
             traceback.print_exc()  # into the log; the caller prints one line
             raise
+
+
+def _builder(config: RunConfig, folder: Path, endpoint: Endpoint, model: dict[str, Any]) -> Callable[[], Any]:
+    """What makes the Serve application once Ray is connected. Raises: ServeError as _load_serving."""
+    if endpoint != "completions":
+        application = importlib.import_module("zhlm.serve.replica").application
+        return lambda: application(config, folder, endpoint, model)
+    llm, settings = _load_serving(config, model), llm_settings(config, folder, model)
+    # The ingress only passes requests on: one, and no CPU held, so that a one-core machine can serve.
+    ingress = {"num_replicas": 1, "autoscaling_config": None, "ray_actor_options": {"num_cpus": 0}}
+    return lambda: llm.build_openai_app({"llm_configs": [llm.LLMConfig(**settings)], "ingress_deployment_config": ingress})
 
 
 def _load_serving(config: RunConfig, model: dict[str, Any]) -> Any:
@@ -112,18 +138,14 @@ def _handle(handler: Callable[..., Any] | signal.Handlers) -> None:
 
 
 @contextmanager
-def _application(config: RunConfig, settings: dict[str, Any], model: dict[str, Any]) -> Iterator[None]:
+def _application(config: RunConfig, build: Callable[[], Any]) -> Iterator[None]:
     """The Serve application, being started; gone, with its processes, when the block ends."""
-    llm = _load_serving(config, model)
     connect()
     _handle(signal.default_int_handler)  # Ray has put its own in place
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": config.serve.host, "port": config.serve.port})
-        # The ingress only passes requests on: one, and no CPU held, so that a one-core machine can serve.
-        ingress = {"num_replicas": 1, "autoscaling_config": None, "ray_actor_options": {"num_cpus": 0}}
-        application = llm.build_openai_app({"llm_configs": [llm.LLMConfig(**settings)], "ingress_deployment_config": ingress})
         serve.run_many(
-            [serve.RunTarget(application, name=config.name, route_prefix="/")],
+            [serve.RunTarget(build(), name=config.name, route_prefix="/")],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )

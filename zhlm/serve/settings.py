@@ -1,4 +1,4 @@
-"""What vLLM is told, computed from the run's config and the model folder: plain data, no Ray, no vLLM."""
+"""How a model is served and what vLLM is told, computed from the run's config and the model folder: plain data, no Ray, no vLLM."""
 
 import json
 import shlex
@@ -6,11 +6,17 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from zhlm.config.schema import RunConfig, ServeConfig
+from zhlm.config.schema import RunConfig
+from zhlm.config.serve import ServeConfig
 from zhlm.errors import RunError, ServeError
+from zhlm.model.kind import kind_of
+from zhlm.model.shape import KNOWN, shape_of
+from zhlm.serve.protocol import Endpoint
 
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "seq_length")
 """Where a Hugging Face config keeps the longest sequence, by family: most, GPT-2, BLOOM."""
+SENTINEL = "<extra_id_0>"
+"""Of T5: a gap to fill."""
 
 
 def model_folder(export: Path) -> Path:
@@ -33,17 +39,46 @@ def read_model(folder: Path) -> dict[str, Any]:
     return model
 
 
+def endpoint_of(config: RunConfig, model: dict[str, Any]) -> Endpoint:
+    """What a merged model is asked. vLLM reads prompts causally, which is not how a prefix model was trained: that is not for it."""
+    kind = kind_of(model)
+    if kind == "encoder":
+        return "fill-mask"
+    return "text-to-text" if kind == "encoder_decoder" or config.objective.name == "prefix" else "completions"
+
+
+def example_text(config: RunConfig, endpoint: Endpoint, tokenizer: Any) -> str:
+    """A text to try: a prompt of the run, with a mask or a sentinel where the model asks for one. `completions` needs no tokenizer.
+
+    Raises: ServeError for a masked model whose tokenizer has no mask token.
+    """
+    prompt = next(iter(config.evaluate.prompts), "Once")
+    if endpoint == "completions":
+        return prompt
+    sentinel = any(name in tokenizer.get_vocab() for name in (SENTINEL, f"\u2581{SENTINEL}"))  # T5's, mT5's
+    gap = tokenizer.mask_token if endpoint == "fill-mask" else f" {SENTINEL}" * sentinel
+    if gap is None:
+        raise ServeError("serve: the tokenizer has no mask token, so nothing can be filled; name one in vocab.special_tokens and run again")
+    return next((p for p in config.evaluate.prompts if gap.strip() in p), prompt + gap)
+
+
 def max_model_tokens(serve: ServeConfig, model: dict[str, Any]) -> int | None:
-    """Longest prompt plus answer: what was asked for, else the model's positions; None leaves it to vLLM.
+    """Longest prompt plus answer: what was asked for, else the model's positions; None where they have no limit that its config names.
 
     Raises: ServeError when more is asked for than the model has.
     """
-    positions = next((int(model[key]) for key in POSITION_KEYS if model.get(key)), None)
+    positions = _positions(model)
     if serve.max_model_tokens and positions and serve.max_model_tokens > positions:
         raise ServeError(
             f"serve: max_model_tokens {serve.max_model_tokens} exceeds the model's {positions} positions; lower it or set null"
         )
     return serve.max_model_tokens or positions
+
+
+def _positions(model: dict[str, Any]) -> int | None:
+    if kind_of(model) != "decoder" and model.get("model_type") in KNOWN:
+        return shape_of(model).positions  # RoBERTa has fewer than its config says, and T5 no limit even where it names one
+    return next((int(model[key]) for key in POSITION_KEYS if model.get(key)), None)
 
 
 def head_width(model: dict[str, Any]) -> int | None:
@@ -111,7 +146,12 @@ def client_url(serve: ServeConfig) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{serve.port}/v1"
 
 
-def curl_example(url: str, model_id: str, prompt: str) -> str:
-    """A command line that asks the server for a completion."""
-    body = json.dumps({"model": model_id, "prompt": prompt, "max_tokens": 32, "temperature": 0}, ensure_ascii=False)
-    return f"curl {url}/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+def curl_example(url: str, endpoint: Endpoint, model_id: str, text: str) -> str:
+    """A command line that asks the server."""
+    asked: dict[Endpoint, dict[str, Any]] = {
+        "completions": {"model": model_id, "prompt": text, "max_tokens": 32, "temperature": 0},
+        "fill-mask": {"input": text, "top_k": 5},
+        "text-to-text": {"input": text, "max_new_tokens": 32},
+    }
+    body = json.dumps(asked[endpoint], ensure_ascii=False)
+    return f"curl {url}/{endpoint} -H 'Content-Type: application/json' -d {shlex.quote(body)}"

@@ -6,6 +6,7 @@ Source: the accounting of states by ZeRO stage is that of "ZeRO: Memory Optimiza
 
 from dataclasses import dataclass
 
+from zhlm.config.objective import SpanCorruptionConfig
 from zhlm.config.remedies import memory_remedies
 from zhlm.config.schema import RunConfig
 from zhlm.model.shape import ModelShape, parameters
@@ -62,14 +63,14 @@ def worker_memory(config: RunConfig, shape: ModelShape, workers: int) -> list[Me
     if train.zero_stage == 3:
         # A layer is gathered whole while it computes; the embedding is the widest one.
         parts = parameters(shape)
-        one_block = (parts["attention"] + parts["mlp"]) // shape.layers
+        one_block = (parts["attention"] + parts["mlp"]) // sum(shape.blocks.values())
         gathered = max(parts["embeddings"], one_block) * value_bytes
         weights = min(all_weights, gathered if train.offload == "all" else kept + gathered)
     has_master = zero > 0
     states = counts.trainable * (ADAM_BYTES + (MASTER_BYTES if has_master else 0)) // sharded[1]
     rows = share_of(train.global_batch_blocks, train.micro_batch_blocks, workers).micro_blocks * config.pack.block_tokens
     # Softmax needs the logits in fp32, then a gradient of the same size.
-    logits = rows * shape.vocabulary * (value_bytes + 4 + 4)
+    logits = round(rows * _stack_shares(config, shape)[-1]) * shape.vocabulary * (value_bytes + 4 + 4)
     return [
         MemoryPart("weights", weights),
         *([MemoryPart("offloaded weights", kept, on_host=True)] if train.offload == "all" else []),
@@ -100,6 +101,17 @@ def too_large(config: RunConfig, shape: ModelShape, room_bytes: int, where: str)
 
 def _activation_bytes(config: RunConfig, shape: ModelShape, rows: int, value_bytes: int) -> int:
     """Inputs and outputs of every layer that backward needs. An assumption: fused kernels keep less, plain attention keeps more."""
-    of_block = sum(m.inputs + m.outputs for m in shape.linears) + 4 * shape.width
-    kept = shape.layers * shape.width + of_block if config.train.gradient_checkpointing else shape.layers * of_block
-    return rows * kept * value_bytes
+    kept = 0.0
+    for stack, share in zip(shape.stacks, _stack_shares(config, shape), strict=True):
+        of_block = sum(m.inputs + m.outputs for m in stack.linears) + 4 * shape.width
+        kept += share * (stack.layers * shape.width + of_block if config.train.gradient_checkpointing else stack.layers * of_block)
+    return round(rows * kept) * value_bytes
+
+
+def _stack_shares(config: RunConfig, shape: ModelShape) -> tuple[float, ...]:
+    """Tokens that each list of layers reads, as a share of a block: under span corruption the decoder writes what the encoder lacks, and
+    each span has a sentinel on both sides."""
+    if not isinstance(config.objective, SpanCorruptionConfig):
+        return (1.0,) * len(shape.stacks)
+    noise, spans = config.objective.noise_share, config.objective.noise_share / config.objective.mean_span
+    return 1 - noise + spans, noise + spans

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from zhlm.blocks.mix import repeats_of, shares_of, steps_of
 from zhlm.config.schema import ResourcesConfig, RunConfig
 from zhlm.config.stages import trains_while_packing
+from zhlm.model.kind import check_fits
 from zhlm.submit.memory import Counts, MemoryPart, count_parameters, worker_memory
-from zhlm.submit.sources import StreamSize, source_bytes, stream_sizes, trained_shape
+from zhlm.submit.sources import StreamSize, base_config, source_bytes, stream_sizes, trained_shape
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ class Plan:
 def make_plan(config: RunConfig) -> Plan:
     """The plan of a run, without starting anything.
 
-    Raises: BaseModelError when the base's config is not within reach, CorpusError for a corpus path that holds nothing.
+    Raises: BaseModelError when the base's config is not within reach or of a class that the objective does not fit,
+    CorpusError for a corpus path that holds nothing.
     """
+    check_fits(config.objective, base_config(config), config.base.model)
     shape, final = trained_shape(config)
     sizes = stream_sizes(config, shape)
     blocks = {name: size.blocks for name, size in sizes.items() if size.blocks is not None}

@@ -16,13 +16,12 @@ from zhlm.config.schema import RunConfig
 from zhlm.corpus.files import find_files
 from zhlm.corpus.hub import check_local
 from zhlm.errors import BaseModelError, ClusterError, ConfigError, StorageError
+from zhlm.model.kind import check_fits
 from zhlm.model.shape import KNOWN, ModelShape
 from zhlm.storage import SAMPLE_SCHEME, Place, Run, is_remote, resolve_root, storage_errors
 from zhlm.submit.memory import count_parameters, too_large
-from zhlm.submit.sources import base_config, base_folder, read_object, trained_shape
+from zhlm.submit.sources import TOKENIZER_FILES, base_config, base_folder, own_tokenizer, read_object, tokenizer_entries, trained_shape
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-"""Any one of these makes a folder loadable as a tokenizer."""
 SPARE_BYTES = 64 << 20
 """Room for what is small: logs, metrics, reports."""
 RAY_MAX_WORKERS = 2
@@ -38,8 +37,13 @@ def check(config: RunConfig) -> None:
     check_trackers(config)
     folder = base_folder(config)
     if folder is not None:
-        check_base_folder(folder, config.base.model, weights=not config.base.from_scratch)
+        own = config.vocab is not None and config.vocab.tokenizer is not None  # in place of the base's
+        check_base_folder(folder, config.base.model, weights=not config.base.from_scratch, fitting=not own)
+    own_tokenizer(config)
     checkpoint_bytes = 0
+    base = _known_base(config)
+    if base is not None:
+        check_fits(config.objective, base, config.base.model)
     shape = _known_shape(config)
     if shape is not None:
         check_positions(config, shape)
@@ -59,8 +63,14 @@ def check_memory(config: RunConfig, room: tuple[int, str] | None) -> None:
 
 def _known_shape(config: RunConfig) -> ModelShape | None:
     """None for a base that is not within reach yet, or whose sizes are not known from its config."""
+    base = _known_base(config)
+    return trained_shape(config)[0] if base is not None and base.get("model_type") in KNOWN else None
+
+
+def _known_base(config: RunConfig) -> dict[str, Any] | None:
+    """config.json of the base; None for one in a remote store."""
     in_reach = not is_remote(config.base.model) or config.base.model.startswith(SAMPLE_SCHEME)
-    return trained_shape(config)[0] if in_reach and base_config(config).get("model_type") in KNOWN else None
+    return base_config(config) if in_reach else None
 
 
 def check_corpus(config: RunConfig) -> None:
@@ -93,8 +103,8 @@ def check_positions(config: RunConfig, shape: ModelShape) -> None:
         )
 
 
-def check_base_folder(folder: Path, name: str, *, weights: bool = True) -> None:
-    """The folder holds a model and a tokenizer that fit each other."""
+def check_base_folder(folder: Path, name: str, *, weights: bool = True, fitting: bool = True) -> None:
+    """The folder holds a model and a tokenizer that fit each other, or need not."""
     if not folder.is_dir():
         raise BaseModelError(f"base: {name} is a file, expected a folder with config.json, weights and tokenizer; correct base.model")
     names = set(os.listdir(folder))
@@ -106,23 +116,14 @@ def check_base_folder(folder: Path, name: str, *, weights: bool = True) -> None:
         raise BaseModelError(
             f"base: {name} has no tokenizer, expected one of {', '.join(TOKENIZER_FILES)}; copy the tokenizer's files into that folder"
         )
-    if "tokenizer.json" in names:
+    if fitting and "tokenizer.json" in names:
         rows = read_object(folder / "config.json").get("vocab_size")
-        entries = _tokenizer_entries(read_object(folder / "tokenizer.json"))
+        entries = tokenizer_entries(read_object(folder / "tokenizer.json"))
         if isinstance(rows, int) and entries > rows:
             raise BaseModelError(
                 f"base: the tokenizer of {name} has {entries} entries but its embedding only {rows} rows (vocab_size); "
                 "use the tokenizer that belongs to the model, or resize the model's embedding"
             )
-
-
-def _tokenizer_entries(tokenizer: Mapping[str, Any]) -> int:
-    """One more than the highest id in a tokenizer.json: ids decide what the embedding must hold, and they may have gaps."""
-    vocabulary = tokenizer.get("model", {}).get("vocab", {})
-    # Unigram lists its pieces in id order, the other kinds map them to ids.
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    ids += [added["id"] for added in tokenizer.get("added_tokens", [])]
-    return max(ids, default=-1) + 1
 
 
 def check_storage(config: RunConfig, checkpoint_bytes: int) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,19 @@ TOKENS_PER_BYTE_SMALL = 0.45
 """The same below SMALL_VOCABULARY entries."""
 TEXT_BYTES_PER_FILE_BYTE = {"gzip": 3.0, "zstd": 3.0, "parquet": 2.0}
 """Assumption: how much text a byte on the disk stands for, by compression or format; 1 for the others."""
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Any one of these makes a folder loadable as a tokenizer."""
+
+
+def tokenizer_entries(tokenizer: Mapping[str, Any]) -> int:
+    """One more than the highest id in a tokenizer.json: ids decide what the embedding must hold, and they may have gaps."""
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    # Unigram lists its pieces in id order, the other kinds map them to ids.
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    ids += [added["id"] for added in tokenizer.get("added_tokens", [])]
+    return max(ids, default=-1) + 1
 
 
 @dataclass(frozen=True)
@@ -110,28 +124,64 @@ def trained_shape(config: RunConfig) -> tuple[ModelShape, bool]:
 
     Raises: BaseModelError when the base's config.json is not within reach or of no known type, ConfigError for a broken word list.
     """
-    if config.vocab is None:
-        return shape_of(base_config(config)), True
-    if finished_facts(config, "vocab") is not None:
+    if config.vocab is not None and finished_facts(config, "vocab") is not None:
         return shape_of(read_object(Run.of(config).vocab.path / "config.json")), True
-    shape, multiple = shape_of(base_config(config)), config.vocab.pad_to_multiple
-    return replace(shape, vocabulary=-(-(shape.vocabulary + added_rows(config)) // multiple) * multiple), False
+    shape = shape_of(base_config(config))
+    if config.base.from_scratch and shape.model_type in ("t5", "mt5"):
+        shape = replace(shape, tied=True)  # transformers draws them so, whatever the config says
+    if config.vocab is None:
+        return shape, True
+    multiple = config.vocab.pad_to_multiple
+    rows = (_own_entries(config) or shape.vocabulary) + added_rows(config)
+    return replace(shape, vocabulary=-(-rows // multiple) * multiple), False
 
 
 def added_rows(config: RunConfig) -> int:
-    """Rows for new pieces and words: counted where the vocab stage is done, else what the config asks for at most.
+    """Rows for new pieces, words and special tokens: counted where the vocab stage is done, else what the config asks for at most.
 
     Raises: ConfigError for a word list that cannot be read.
     """
     if config.vocab is None:
         return 0
     facts = finished_facts(config, "vocab")
-    return int(facts["added"]) if facts is not None else config.vocab.add_rows + _listed_words(config.vocab.word_list)
+    if facts is not None:
+        return int(facts["added"])
+    special = len(config.vocab.special_tokens.texts) if config.vocab.special_tokens else 0
+    return config.vocab.add_rows + _listed_words(config.vocab.word_list) + special
 
 
 def _listed_words(path: str | None) -> int:
     """Words of a list, each a row beside the learned ones; 0 for a remote list, a plan must be quick."""
     return 0 if path is None or is_remote(path) else sum(map(bool, word_lines(path)))
+
+
+def own_tokenizer(config: RunConfig) -> Path | None:
+    """The local folder of the tokenizer that replaces the base's; None without one, for a hub name or a remote folder.
+
+    Raises: BaseModelError for a path that does not exist, or a folder without a tokenizer.
+    """
+    name = config.vocab.tokenizer if config.vocab else None
+    if name is None or is_remote(name):
+        return None
+    path = Path(os.path.expanduser(name))
+    if not path.is_dir():
+        check_hub_name(name, "vocab.tokenizer")
+        return None
+    if not any((path / file).is_file() for file in TOKENIZER_FILES):
+        raise BaseModelError(
+            f"vocab: the folder {name} has no tokenizer, expected one of {', '.join(TOKENIZER_FILES)}; correct vocab.tokenizer"
+        )
+    return path
+
+
+def _own_entries(config: RunConfig) -> int | None:
+    """How many rows such a tokenizer needs, where its tokenizer.json or vocab.txt is here."""
+    folder = own_tokenizer(config)
+    if folder is not None and (folder / "tokenizer.json").is_file():
+        return tokenizer_entries(read_object(folder / "tokenizer.json"))
+    if folder is not None and (folder / "vocab.txt").is_file():
+        return len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    return None
 
 
 def base_config(config: RunConfig) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import distributed
 
+from zhlm.adapt.lora import parameter_groups, trained_parameters
 from zhlm.checkpoint import sharded
 from zhlm.checkpoint.state import Checkpoint
 from zhlm.config.schema import TrainConfig
-from zhlm.model.lora import parameter_groups, trained_parameters
 from zhlm.train.schedule import Share
 
 ONE_FILE_BYTES = 2 << 30
@@ -40,20 +40,24 @@ def deepspeed_config(train: TrainConfig, share: Share, world_size: int) -> dict[
 class Engine:
     """A model under ZeRO with its optimizer."""
 
-    def __init__(self, model: torch.nn.Module, train: TrainConfig, share: Share) -> None:
+    def __init__(self, model: torch.nn.Module, train: TrainConfig, share: Share, device: torch.device) -> None:
+        """`model`: on the CPU, or on the device already."""
         deepspeed = _import_deepspeed()
         self._world_size = distributed.get_world_size()
         self._parameters = trained_parameters(model)
         self._is_lora = train.lora is not None
         groups = parameter_groups(model, train)
         self._peak_rates = [g.pop("peak_rate") for g in groups]
+        config = deepspeed_config(train, share, self._world_size)
+        if train.zero_stage == 3:
+            _shard(deepspeed, model, config, device)
+        else:
+            model.to(device)
         fused = torch.cuda.is_available() and train.offload == "none"
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=train.betas, fused=fused or None)
         if train.compile:
             model.compile()
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=deepspeed_config(train, share, self._world_size), dist_init_required=False
-        )
+        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
         self._adam = optimizer
         sharded.create_moments(optimizer)
 
@@ -95,6 +99,17 @@ def load_trainable(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     with torch.no_grad():
         for name, parameter in trained_parameters(model).items():
             parameter.copy_(values[name])
+
+
+def _shard(deepspeed: Any, model: torch.nn.Module, config: dict[str, Any], device: torch.device) -> None:
+    """Cut a model into the ranks' shards, parameter by parameter: `initialize` alone would move the whole model to the device first."""
+    if config["bf16"]["enabled"]:  # as `initialize` does, but not with what is cut already
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    deepspeed.init_distributed(dist_init_required=False)  # else it takes this rank for the only one
+    deepspeed.zero.Init(module=model, config_dict_or_path=config)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 def _import_deepspeed() -> Any:

@@ -5,7 +5,7 @@ few seconds; they go on when all have their blocks, and give up together when on
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from types import TracebackType
 from typing import Self
@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from zhlm.blocks.read import BlockReader, Prefetcher
-from zhlm.objectives.causal import Batch, make_batch
+from zhlm.objectives.batch import Batch, BatchMaker
 from zhlm.records import Blocks
 
 MEET_S = 2.0
@@ -39,8 +39,10 @@ class Regroup(Exception):  # noqa: N818 - no failure: raised by all ranks alike,
 class Feed:
     """Gives the batches of each step in turn. A context manager, so that no thread goes on reading when training has ended."""
 
-    def __init__(self, reader: BlockReader, deal: Deal, steps: range, micro_blocks: int, device: torch.device) -> None:
-        self._deal, self._micro_blocks, self._device = deal, micro_blocks, device
+    def __init__(
+        self, reader: BlockReader, deal: Deal, steps: range, micro_blocks: int, objective: BatchMaker, device: torch.device
+    ) -> None:
+        self._deal, self._micro_blocks, self._objective, self._device = deal, micro_blocks, objective, device
         # With more ranks than blocks in a step, some ranks never have any.
         self._ahead = Prefetcher(reader, (own for step in steps if (own := _flat(deal(step)))))
         self.waited_s = 0.0
@@ -93,15 +95,16 @@ class Feed:
         for indices in dealt:
             stop = start + len(indices)
             own = Blocks(blocks.ids_BT[start:stop], blocks.ends[start:stop]) if blocks is not None else _NO_BLOCKS
-            yield filled_up(own, self._micro_blocks)
+            yield filled_up(self._objective, own, indices, self._micro_blocks)
             start = stop
 
 
-def filled_up(blocks: Blocks, micro_blocks: int) -> Batch:
-    """A batch of so many rows, those behind the blocks mute: one token of nothing to learn."""
+def filled_up(objective: BatchMaker, blocks: Blocks, keys: Sequence[int], micro_blocks: int) -> Batch:
+    """A batch of so many rows, those behind the blocks mute: one token of nothing to learn. `keys`: of the blocks, see `BatchMaker`."""
     missing = micro_blocks - len(blocks.ends)
     ids_BT = np.pad(blocks.ids_BT, ((0, missing), (0, 0)))
-    return make_batch(Blocks(ids_BT, [*blocks.ends, *([_ONE_TOKEN] * missing)])).mute_after(len(blocks.ends))
+    filled = Blocks(ids_BT, [*blocks.ends, *([_ONE_TOKEN] * missing)])
+    return objective.make_batch(filled, [*keys, *([0] * missing)]).mute_after(len(blocks.ends))
 
 
 def _flat(dealt: list[list[int]]) -> list[int]:

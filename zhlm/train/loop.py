@@ -16,19 +16,21 @@ import torch
 from ray.exceptions import RayError
 from torch import distributed
 
+from zhlm.adapt.lora import make_trainable
+from zhlm.adapt.new_rows import new_rows_of
 from zhlm.blocks.read import BlockReader, training_reader
 from zhlm.blocks.store import Ledger, read_plan
 from zhlm.checkpoint.saver import Keep, Saver, newest_together
 from zhlm.checkpoint.state import Checkpoint, Scores, TrainState
 from zhlm.config.schema import RunConfig
 from zhlm.errors import DeadlineError, RunError, StorageError, TrainError, UserError
-from zhlm.model.bloom import take_positions
-from zhlm.model.load import load_base
-from zhlm.model.lora import make_trainable
-from zhlm.model.new_rows import new_rows_of
-from zhlm.objectives.causal import make_batch, sum_nats
-from zhlm.records import Blocks
+from zhlm.model.load import load_base, local_folder
+from zhlm.model.packed import take_documents
+from zhlm.objectives.batch import BatchMaker
+from zhlm.objectives.choose import objective_of
+from zhlm.objectives.fused import Loss
 from zhlm.storage import Place, Run
+from zhlm.tokenizer.load import load_tokenizer
 from zhlm.train.early_stop import EarlyStop
 from zhlm.train.engine import Engine, load_trainable
 from zhlm.train.feed import FailedElsewhere, Feed, Regroup
@@ -62,7 +64,9 @@ class Worker:
     device: torch.device
     share: Share
     reader: BlockReader
+    objective: BatchMaker
     engine: Engine
+    loss: Loss
     held_out: list[HeldOut]
     waits: "_Waits"
 
@@ -119,14 +123,16 @@ def _train(settings: Settings, board: Any) -> None:
     worker = _build(settings, found, _Waits(board))
     log = MetricsLog(worker.run, state.step) if worker.rank == 0 else None
     teller = _Teller(board, log, worker, passed_over, state)
+    trace = BlockTrace(worker.run.folder / "trace", worker.rank, worker.world_size, state.step, worker.reader)
 
+    if worker.loss.facts:
+        teller.note(state, **worker.loss.facts)
     if state.step == 0:
         _validate(worker, state, stop, teller)
     with (
-        Feed(worker.reader, worker.deal, range(state.step, settings.steps), worker.share.micro_blocks, worker.device) as feed,
-        _saver(worker, teller, state) as saver,
+        _feed(worker, range(state.step, settings.steps)) as feed,
+        _saver(worker, teller, trace, state) as saver,
     ):
-        trace = BlockTrace(worker.run.folder / "trace", worker.rank, worker.world_size, state.step, worker.reader)
         while state.step < settings.steps and not stop.due:
             started_s = time.monotonic()
             worker.engine.set_rates(rate_factor(state.step, settings.steps, train))
@@ -155,9 +161,13 @@ def _train(settings: Settings, board: Any) -> None:
         teller.catch_up()
 
 
+def _feed(worker: Worker, steps: range) -> Feed:
+    return Feed(worker.reader, worker.deal, steps, worker.share.micro_blocks, worker.objective, worker.device)
+
+
 @memory_for("a validation")
 def _validate(worker: Worker, state: TrainState, stop: EarlyStop, teller: "_Teller") -> Scores:
-    scores = validate(worker.engine.deepspeed, worker.held_out, worker.device)
+    scores = validate(worker.engine.deepspeed, worker.held_out, worker.device, worker.loss)
     stop.note(scores)
     teller.tell(state, validation=scores, **({"stopped_early": True} if stop.due else {}))
     return scores
@@ -177,17 +187,21 @@ def _build(settings: Settings, found: Checkpoint | None, waits: _Waits) -> Worke
 
     dtype = torch.bfloat16 if train.precision == "bfloat16" else torch.float32
     # Found on each machine by itself: a folder fetched from an object store is on one disk only.
-    model = take_positions(load_base(config, run.base_model(config), dtype=dtype))
-    check_isolation(model)
+    base, revision = run.base_model(config), None if config.vocab else config.base.revision
+    model = take_documents(load_base(config, base, dtype=dtype))
+    objective = objective_of(config, load_tokenizer(str(local_folder(base, revision, weights=False))), model.config)
+    check_isolation(model, objective, config.pack.packing)
     model = make_trainable(model, train, config.seed, new_rows_of(config, run))
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     if found:
         load_trainable(model, found)
-    engine = Engine(model.to(device).train(), train, share)
-    parts = held_out(validation, list(weights), train.validation_blocks, share.micro_blocks, rank, world_size)
-    worker = Worker(settings, run, rank, world_size, device, share, reader, engine, parts, waits)
+    loss = Loss(model, config, device)
+    engine = Engine(model.train(), train, share, device)
+    parts = held_out(validation, list(weights), train.validation_blocks, share.micro_blocks, objective, rank, world_size)
+    worker = Worker(settings, run, rank, world_size, device, share, reader, objective, engine, loss, parts, waits)
+    loss.compare(engine.deepspeed, next((b.to(device) for part in parts for b in part.batches()), None))
     _mute_step(worker)
     engine.restore(found)
     return worker
@@ -196,11 +210,10 @@ def _build(settings: Settings, found: Checkpoint | None, waits: _Waits) -> Worke
 @memory_for("the first batch")
 def _mute_step(worker: Worker) -> None:
     """One step of the largest shape that learns nothing: too little memory shows now, and it creates the optimizer's moments."""
-    block_tokens, rows = worker.settings.config.pack.block_tokens, worker.share.micro_blocks
-    blocks = Blocks(np.zeros((rows, block_tokens), np.int64), [np.array([block_tokens], np.uint32)] * rows)
+    batch = worker.objective.largest_batch(worker.share.micro_blocks, worker.settings.config.pack.block_tokens).mute_after(0)
     worker.engine.set_rates(0.0)
     for _ in range(worker.share.accumulation):
-        worker.engine.backward(0.0 * sum_nats(worker.engine.deepspeed, make_batch(blocks).mute_after(0).to(worker.device)), 1)
+        worker.engine.backward(0.0 * worker.loss(worker.engine.deepspeed, batch.to(worker.device)), 1)
         worker.engine.end_pass()
 
 
@@ -212,14 +225,14 @@ def _step(worker: Worker, feed: Feed, trace: BlockTrace, step: int) -> tuple[flo
     """
     dealt = worker.deal(step)
     blocks, batches, num_targets, num_tokens = feed.take(step, worker.waits.tell, worker.waits.asked)
-    if worker.settings.config.train.trace_blocks:
-        trace.append(step + 1, list(chain.from_iterable(dealt)), blocks)
+    if worker.settings.config.train.trace_blocks and (problem := trace.append(step + 1, list(chain.from_iterable(dealt)), blocks)):
+        worker.waits.tell(problem)  # as of the metrics: if it does not come back, the next save says so to all ranks
 
     sum_N = torch.zeros(1, dtype=torch.float64, device=worker.device)
     for number, (indices, batch) in enumerate(zip(dealt, batches, strict=True)):
         # Keyed by what is trained on, so that a restart draws the same dropout as the run that it replaces.
         torch.manual_seed(_key(worker.settings.config.seed, step, indices[0] if indices else -1 - worker.rank))
-        nats = sum_nats(worker.engine.deepspeed, batch.to(worker.device))
+        nats = worker.loss(worker.engine.deepspeed, batch.to(worker.device))
         worker.engine.backward(nats, num_targets)
         sum_N += nats.detach().double()
         if number == len(batches) - 1:
@@ -246,8 +259,13 @@ def _key(*parts: int) -> int:
 
 
 @memory_for("the copy for checkpoints")
-def _saver(worker: Worker, teller: "_Teller", resumed: TrainState) -> Saver:
+def _saver(worker: Worker, teller: "_Teller", trace: BlockTrace, resumed: TrainState) -> Saver:
     train, streams = worker.settings.config.train, worker.settings.config.streams
+
+    def catch_up() -> None:
+        teller.catch_up()
+        trace.catch_up()
+
     return Saver(
         worker.run.checkpoints,
         worker.engine.state_copy(),
@@ -261,7 +279,7 @@ def _saver(worker: Worker, teller: "_Teller", resumed: TrainState) -> Saver:
         worker.device,
         resumed.step,
         tells=worker.waits.tell,
-        first=teller.catch_up,
+        first=catch_up,
         reports=lambda whole: ray.train.report({"step": whole.step}),
     )
 

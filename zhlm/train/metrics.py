@@ -2,6 +2,8 @@
 each worker's own blocks."""
 
 import json
+import os
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -49,32 +51,45 @@ class BlockTrace:
     `attempt` is the step that the workers started from. Where a step was done again, rank 0's last line tells which attempt of how many
     workers counts. A block is its place in the order, its stream, the start of its part's key, its row there, and the crc32 of its ids as
     they were read (32-bit integers, without padding).
+
+    A step is written before it is trained on. Where storage is away its line waits, but no checkpoint counts before it is written.
     """
 
     def __init__(self, folder: Place, rank: int, workers: int, attempt: int, reader: BlockReader) -> None:
         self._place, self._reader = folder / f"rank_{rank}.jsonl", reader
         self._attempt = {"attempt": attempt, "workers": workers}
-        torn = not self._place.remote and self._place.exists() and not self._place.path.read_bytes().endswith(b"\n")
-        self._mend = b"\n" if torn else b""
-        """Ends the line in which a killed worker stopped."""
+        self._waiting: list[str] = []
+        self._lock = threading.Lock()  # the thread that saves catches up too
 
-    def append(self, step: int, indices: Sequence[int], blocks: Blocks | None) -> None:
-        """Write a step, on the disk before it is trained on."""
+    def append(self, step: int, indices: Sequence[int], blocks: Blocks | None) -> str:
+        """Write a step. Returns what storage said where it has to wait."""
         rows = list(self._rows(indices, blocks)) if blocks is not None else []
+        with self._lock:
+            self._waiting.append(json.dumps({"step": step, **self._attempt, "blocks": rows}) + "\n")
         try:
-            self._write(json.dumps({"step": step, **self._attempt, "blocks": rows}) + "\n")
-        except StorageError as error:  # of this rank alone: told as the user's, it would leave the others waiting for this one
-            raise RuntimeError(str(error)) from error
+            self.catch_up()
+        except StorageError as error:
+            return str(error)
+        return ""
 
-    def _write(self, line: str) -> None:
+    def catch_up(self) -> None:
+        """Write the steps that are not written yet. Raises: StorageError."""
+        with self._lock:
+            if self._waiting:
+                self._write("".join(self._waiting))
+                self._waiting.clear()
+
+    def _write(self, lines: str) -> None:
         if self._place.remote:  # object stores cannot append
-            self._place.write_text((self._place.read_text() if self._place.exists() else "") + line)
+            self._place.write_text((self._place.read_text() if self._place.exists() else "") + lines)
             return
         with storage_errors("writing", self._place):
             self._place.path.parent.mkdir(exist_ok=True)
-            with open(self._place.path, "ab") as file:
-                file.write(self._mend + line.encode())
-            self._mend = b""
+            with open(self._place.path, "ab+") as file:
+                if file.tell():  # a killed worker, or a disk that was full, stopped within a line
+                    file.seek(-1, os.SEEK_END)
+                    lines = lines if file.read(1) == b"\n" else f"\n{lines}"
+                file.write(lines.encode())
 
     def _rows(self, indices: Sequence[int], blocks: Blocks) -> Iterator[list[Any]]:
         streams = list(self._reader.weights)

@@ -12,7 +12,8 @@ from zhlm.config.schema import RunConfig
 from zhlm.display import Display, quiet
 from zhlm.errors import AdviceError, ConfigError, StorageError, VerificationError, find_user_error
 from zhlm.storage import Place
-from zhlm.vocab.job import Order, extend_base
+from zhlm.vocab.job import extend_base
+from zhlm.vocab.order import Order
 from zhlm.vocab.tables import extension_lines
 
 ORIGIN = "the command line"

@@ -1,26 +1,29 @@
-"""The vocab stage on Ray: count pre-tokens file by file, learn, extend, resize, prove file by file, write. `zhlm vocab` runs the same."""
+"""The vocab stage on Ray: count pre-tokens file by file, learn, extend, resize, prove file by file, write. `zhlm vocab` runs the same.
+
+Where nothing is learned, special tokens are added (special.py) or the tokenizer is replaced (replace.py).
+"""
 
 import json
 import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayTaskError
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from zhlm.cluster import connected
-from zhlm.config.schema import RunConfig, StreamConfig, VocabConfig
+from zhlm.config.schema import RunConfig
+from zhlm.config.vocabulary import VocabConfig
 from zhlm.corpus.streams import files_of
 from zhlm.embeddings.compare import check_causal
 from zhlm.embeddings.grow import Extension, grow, growth_of, held_out
-from zhlm.errors import AdviceError, ConfigError, CorpusError, DeadlineError, StorageError, ZhlmError
-from zhlm.model.load import check_base, draw_model, load_model, local_folder
-from zhlm.model.resize import check_heads
+from zhlm.embeddings.special import name_special_tokens
+from zhlm.errors import AdviceError, ConfigError, CorpusError, DeadlineError, ZhlmError
+from zhlm.model.load import check_base
+from zhlm.pieces import worth
 from zhlm.pieces.base import Base
 from zhlm.pieces.count import LEARN_CHARS, CountTask, FileCount, count_file, plan_counts
 from zhlm.pieces.extend import first_new_id
@@ -30,11 +33,14 @@ from zhlm.pieces.learn import Learned, learn
 from zhlm.pieces.reach import extend_reachable
 from zhlm.pieces.words import WithWords, cut_words, read_words
 from zhlm.records import Progress, Report
-from zhlm.storage import Place, Run, storage_errors
+from zhlm.storage import Place, Run, is_remote, storage_errors
 from zhlm.tokenizer.encode import HARD_TEXTS, TokenizersEncoder
 from zhlm.tokenizer.load import digest_of, load_tokenizer, tokenizer_json
-from zhlm.vocab import worth
+from zhlm.tokenizer.special import Special, add_special_tokens
+from zhlm.vocab.order import Order, save, size_of
 from zhlm.vocab.readings import Readings
+from zhlm.vocab.replace import replace_tokenizer
+from zhlm.vocab.special import add_special
 from zhlm.vocab.verify import Claim, Proof, conclude, prove_file
 
 FILE_TIMEOUT_S = 3600
@@ -42,30 +48,6 @@ FILE_TIMEOUT_S = 3600
 all of LEARN_CHARS: 10 minutes of a core."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Order:
-    """What to extend, on which text, and where to."""
-
-    base: str
-    """Hub name or folder."""
-    revision: str | None
-    streams: Sequence[StreamConfig]
-    resolve: Callable[[str], str]
-    """A path of a stream -> a real one."""
-    vocab: VocabConfig
-    out: Place
-    """Becomes a folder with tokenizer, model and verify.json, in one move at the end."""
-    tasks: int
-    """Files counted, or proved, at the same time."""
-    draw_seed: int | None = None
-    """Of random weights in place of the base's own. None: its own."""
-
-    @property
-    def new(self) -> list[str]:
-        """Names of the streams to learn."""
-        return [stream.name for stream in self.streams if stream.role == "new"]
 
 
 @dataclass(frozen=True)
@@ -80,21 +62,42 @@ class _Opened:
 
 
 def run(config: RunConfig, report: Report) -> dict[str, Any]:
-    """Extend the base's vocabulary on the streams of role `new`, and write tokenizer and resized model into the run's vocab folder."""
+    """Extend the base's vocabulary on the streams of role `new`, or replace its tokenizer, and write tokenizer and resized model into the
+    run's vocab folder."""
     assert config.vocab is not None, "the vocab stage runs only where the config has a vocab section"
     run = Run.of(config)
-    source, tasks = run.original_model(config), config.resources.pack_tasks
-    seed = config.seed if config.base.from_scratch else None
-    facts = extend_base(Order(source, config.base.revision, config.streams, run.resolve, config.vocab, run.vocab, tasks, seed), report)
-    return facts | {"base": config.base.model, "base_revision": config.base.revision}
+    order = Order(
+        run.original_model(config),
+        config.base.revision,
+        config.streams,
+        run.resolve,
+        _with_local_tokenizer(config.vocab),
+        run.vocab,
+        config.resources.pack_tasks,
+        config.seed if config.base.from_scratch else None,
+        config.train.embeddings == "new_rows",
+    )
+    return extend_base(order, report) | {"base": config.base.model, "base_revision": config.base.revision}
+
+
+def _with_local_tokenizer(vocab: VocabConfig) -> VocabConfig:
+    """What is in a remote store is fetched."""
+    if vocab.tokenizer is None or not is_remote(vocab.tokenizer):
+        return vocab
+    return vocab.model_copy(update={"tokenizer": str(Place(vocab.tokenizer).on_disk())})
 
 
 def extend_base(order: Order, report: Report) -> dict[str, Any]:
-    """Extend a base, prove it and write it. Returns the facts; nothing is written before all of it is proved.
+    """Extend a base or replace its tokenizer, prove it and write it. Returns the facts; nothing is written before all of it is proved.
 
     Raises: AdviceError or CorpusError where the base needs no more pieces for this text and `vocab.force` is not set; other UserErrors for
-        a base or a word list that cannot be extended, and a corpus that cannot be learned from; VerificationError when the proof fails.
+        a base, a tokenizer or a word list that cannot be used, and a corpus that cannot be learned from; VerificationError when the proof
+        fails.
     """
+    if order.vocab.tokenizer is not None:
+        return replace_tokenizer(order, report)
+    if not order.vocab.learns:
+        return add_special(order, report)
     opened = _open(order)
     with connected():
         tasks = plan_counts(order.streams, {stream.name: files_of(stream, order.resolve) for stream in order.streams})
@@ -113,21 +116,28 @@ def _extend(order: Order, opened: _Opened, tasks: Sequence[CountTask], report: R
     proposed, num_pre_tokens = _learn(order, opened, counts, report)
     met = sorted({word for of_stream in counts.values() for count in of_stream for word in count.words})
     extended, learned = extend_reachable(tokenizer, base, proposed, met, words)
-    size_before = _size(model)
-    extension = Extension(tokenizer, extended, [*learned.pieces, *words], opened.first_id, WithWords(base, frozenset(words)))
+    special = add_special_tokens(extended, vocab.special_tokens) if vocab.special_tokens else Special({}, [], {})
+    size_before = size_of(model)
+    speller = WithWords(base, frozenset(words), frozenset(special.new))
+    extension = Extension(tokenizer, extended, [*learned.pieces, *words, *special.new], opened.first_id, speller)
     started, comparison = grow(model, extension, vocab, *held_out(order.streams, order.resolve, samples))
+    if vocab.special_tokens:
+        name_special_tokens(model, extended, vocab.special_tokens.roles)
     with order.out.staged() as out:
-        _save(extended, model, out)
+        save(extended, model, out)
         extended = load_tokenizer(str(out))
-        proof = _prove(order, tasks, Claim(tokenizer_json(tokenizer), extended, learned, opened.first_id, tuple(words)), report)
+        claim = Claim(tokenizer_json(tokenizer), extended, learned, opened.first_id, tuple(words), special.marked)
+        proof = _prove(order, tasks, claim, report)
         with storage_errors("writing", out):
             (out / "verify.json").write_text(json.dumps(proof.as_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
             if comparison is not None:
                 (out / "init.json").write_text(json.dumps(comparison.as_dict(), indent=1), encoding="utf-8")
     after = worth.per_character(TokenizersEncoder(tokenizer_json(extended)), samples)
-    facts = _facts(vocab, proof, size_before, _size(model), {name: {"before": before[name], "after": after[name]} for name in samples}, new)
+    facts = _facts(
+        vocab, proof, size_before, size_of(model), {name: {"before": before[name], "after": after[name]} for name in samples}, new
+    )
     facts |= {"kind": base.KIND, "dropped": len(proposed.pieces) - len(learned.pieces), "tokenizer_digest": digest_of(extended)}
-    facts |= {"passed_over": {"doubled": learned.num_doubled, "crossing": learned.num_crossing}}
+    facts |= {"passed_over": {"doubled": learned.num_doubled, "crossing": learned.num_crossing}, **special.facts()}
     learned_from = _learned_from([c for name in new for c in counts[name]], num_pre_tokens)
     facts |= {"learned_from": learned_from} | curve_facts(proposed, learned, learned_from["characters"], vocab.add_rows)
     share = sum(after[name] for name in new) / (sum(before[name] for name in new) or 1.0)
@@ -137,14 +147,13 @@ def _extend(order: Order, opened: _Opened, tasks: Sequence[CountTask], report: R
 
 def _open(order: Order) -> _Opened:
     """All that can be refused before any text is read."""
-    folder = str(local_folder(order.base, order.revision, weights=order.draw_seed is None))
+    folder = order.folder()
     tokenizer = load_tokenizer(folder)
     first_id = first_new_id(tokenizer)
     check_base(folder, None, first_id)
     base = take_apart(tokenizer.backend_tokenizer)
     words = read_words(order.vocab.word_list, tokenizer, base) if order.vocab.word_list else []
-    model = load_model(folder, dtype="auto") if order.draw_seed is None else draw_model(folder, order.draw_seed)
-    check_heads(model)
+    model = order.model(folder)
     if order.vocab.compare_init or order.vocab.init == "auto":
         check_causal(model)
     return _Opened(tokenizer, base, first_id, words, model)
@@ -264,22 +273,6 @@ def _check_limit(vocab: VocabConfig, proposed: Learned) -> None:
         )
 
 
-def _save(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, folder: Path) -> None:
-    with storage_errors("writing the extended model to", folder):
-        try:
-            tokenizer.save_pretrained(folder)
-            model.save_pretrained(folder)
-        except SafetensorError as error:  # what safetensors makes of a full disk
-            raise StorageError(
-                f"storage: writing the extended model to {folder} failed: {error}; free some space", path=str(folder)
-            ) from error
-
-
-def _size(model: PreTrainedModel) -> tuple[int, int]:
-    """Rows of the embedding, and parameters of the whole model."""
-    return int(model.get_input_embeddings().weight.shape[0]), sum(p.numel() for p in model.parameters())
-
-
 def _facts(
     vocab: VocabConfig,
     proof: Proof,
@@ -288,13 +281,14 @@ def _facts(
     fertility: Mapping[str, Mapping[str, float]],
     new: Sequence[str],
 ) -> dict[str, Any]:
+    special = f", {proof.special} special tokens" if proof.special else ""
     return {
-        "summary": f"{proof.new_pieces} rows added, {proof.reachable} reachable; tokens per character of {new[0]}: "
+        "summary": f"{proof.new_pieces} rows added, {proof.reachable} reachable{special}; tokens per character of {new[0]}: "
         f"{fertility[new[0]]['before']:.2f} -> {fertility[new[0]]['after']:.2f}",
         "rows_before": size_before[0],
         "rows_after": size_after[0],
         "asked": vocab.add_rows,
-        "added": proof.new_pieces,
+        "added": proof.new_pieces + proof.special,
         "words": proof.words,
         "reachable": proof.reachable,
         "on_corpus": proof.on_corpus,

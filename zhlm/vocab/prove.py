@@ -5,7 +5,6 @@ batches. Shape letters: I ids of all texts of a batch.
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,15 +21,14 @@ from zhlm.pieces.kinds import take_apart
 from zhlm.pieces.learn import Learned
 from zhlm.pieces.reach import reached
 from zhlm.tokenizer.encode import HARD_TEXTS, TokenizersEncoder
+from zhlm.tokenizer.engines import Engines
 from zhlm.tokenizer.load import tokenizer_json
-from zhlm.vocab.engines import Engines
+from zhlm.tokenizer.special import RESERVED
 from zhlm.vocab.readings import Reader, Readings, batches
 from zhlm.vocab.verify import verify
 
 SPELLED_TEXTS = 2000
 """Texts of the corpus that the base's ids are spelled out against."""
-RESERVED = re.compile(r"\[[A-Za-z_]+[0-9]*\]|<[^<>\s]+>")
-"""Places that a vocabulary keeps free ([unused7]) and pieces of bytes (<0xE4>): no text is meant to produce them."""
 
 
 @dataclass

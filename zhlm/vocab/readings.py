@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from zhlm.pieces.base import Base
 from zhlm.pieces.wordpiece import WordPiece
 from zhlm.tokenizer.encode import TokenizersEncoder
+from zhlm.tokenizer.engines import Agreement, Engines
 from zhlm.tokenizer.load import tokenizer_json
-from zhlm.vocab.engines import Agreement, Engines
 
 BATCH_TEXTS = 1000
 BATCH_CHARS = 100_000

@@ -12,14 +12,18 @@ LISTED = 20
 
 
 def extension_lines(facts: Mapping[str, Any], out: str) -> Iterator[str]:
-    """Of an extension that was written to `out`."""
+    """Of a base with an extended or another vocabulary that was written to `out`."""
+    if "kind" not in facts:
+        yield from _without_learning(facts)
+        yield _row("written", out)
+        return
     words = f", {facts['words']:,} words of the list among them" if facts["words"] else ""
-    growth = facts["growth"]
+    growth, pieces = facts["growth"], facts["added"] - facts.get("special_rows", 0)
     yield _row("kind", facts["kind"])
     yield _row("rows", f"{facts['rows_before']:,} -> {facts['rows_after']:,} ({facts['added']:,} added{words})")
     yield _row(
         "proved",
-        f"{facts['reachable']:,} of {facts['added']:,} reachable, {facts['on_corpus']:,} met in the corpus, {facts['dropped']:,} dropped",
+        f"{facts['reachable']:,} of {pieces:,} reachable, {facts['on_corpus']:,} met in the corpus, {facts['dropped']:,} dropped",
     )
     yield _row("", f"on {facts['proved']['texts']:,} texts, {facts['proved']['characters']:,} characters")
     yield _row("ended by", ENDS[facts["stopped_by"]])
@@ -41,6 +45,21 @@ def extension_lines(facts: Mapping[str, Any], out: str) -> Iterator[str]:
     if "advice" in facts:
         yield _row("advice", facts["advice"])
     yield _row("written", out)
+
+
+def _without_learning(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Of special tokens alone, or another tokenizer."""
+    if "copied" in facts:
+        yield _row("tokenizer", facts["tokenizer"])
+        unspelled = f", {facts['unspelled']:,} of them as the mean of all" if facts["unspelled"] else ""
+        yield _row("copied", f"{facts['copied']:,} rows of tokens that both have")
+        yield _row("made", f"{facts['made']:,} rows by {facts['init']}{unspelled}")
+        for number, (name, value) in enumerate(facts["tokens_per_character"].items()):
+            yield _row("" if number else "tokens per character", f"{name} {value['before']:.3f} -> {value['after']:.3f}")
+        yield _row("round trip", facts["proved"]["round_trip"])
+    yield _row("rows", f"{facts['rows_before']:,} -> {facts['rows_after']:,}")
+    for number, (text, row) in enumerate([*facts.get("special_tokens", {}).items()][:LISTED]):
+        yield _row("" if number else "special tokens", f"{text} {row}")
 
 
 def _init_lines(table: Mapping[str, Any]) -> Iterator[str]:

@@ -7,8 +7,8 @@ that produces them. Shape letters: I ids of all texts.
 
 import json
 import pickle
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -23,10 +23,10 @@ from zhlm.pieces.kinds import take_apart
 from zhlm.pieces.learn import Learned
 from zhlm.pieces.reach import reached, rows_of
 from zhlm.pieces.wordpiece import WordPiece
-from zhlm.pieces.words import check_words, there_and_back, without_words
+from zhlm.pieces.words import check_special, check_untouched, check_words, there_and_back, without_words
 from zhlm.tokenizer.encode import HARD_TEXTS, TokenizersEncoder, choose_encoder
+from zhlm.tokenizer.engines import Engines
 from zhlm.tokenizer.load import tokenizer_json
-from zhlm.vocab.engines import Engines
 from zhlm.vocab.readings import Encoded, Ids, Reader, Readings
 
 
@@ -37,6 +37,8 @@ class Proof:
     new_pieces: int
     words: int
     """Of them, words of a list, which are added tokens."""
+    special: int
+    """New special tokens beside them, which no text is meant to produce."""
     alone: int
     """Pieces that encode to their own id alone."""
     covered: int
@@ -80,6 +82,8 @@ class Claim:
     """Of the learned pieces; the words' ids follow."""
     words: tuple[str, ...] = ()
     """Added tokens."""
+    special: Mapping[str, int] = field(default_factory=dict)
+    """Texts that have become special tokens -> id; the new ones are behind the words."""
 
     @property
     def rows(self) -> range:
@@ -144,6 +148,7 @@ def conclude(claim: Claim, hard: Readings, new: Readings, old: Readings) -> Proo
     return Proof(
         new_pieces=len(claim.rows),
         words=len(claim.words),
+        special=sum(row >= claim.rows.stop for row in claim.special.values()),
         alone=len(alone) + len(claim.words),
         covered=len(covered),
         unreachable=[base.shown(piece) for piece in pieces if piece not in alone and piece not in covered],
@@ -174,7 +179,9 @@ class _Extended:
 
     def __init__(self, claim: Claim, before: Tokenizer, base: Base, parallel: bool) -> None:
         self.claim, self.before, self.base, self.full = claim, before, base, claim.after.backend_tokenizer
-        self.bare = without_words(claim.after, claim.words) if claim.words else self.full
+        self.added = [*claim.words, *claim.special]
+        self.bare = without_words(claim.after, self.added) if self.added else self.full
+        check_special(self.full, claim.special)
         self.encoder = TokenizersEncoder(self.bare.to_str(), parallel)
         if isinstance(base, WordPiece):
             self.words = _Words(base, WordPiece.of(self.bare, json.loads(self.bare.to_str())), claim.first_id)
@@ -185,15 +192,18 @@ class _Extended:
 
     def check(self, texts: Sequence[str], after: Encoded, before: Encoded) -> None:
         """Raises: VerificationError for a text that does not come back, or whose ids are not the base's merged further."""
-        bare = self.encoder.encode_batch(texts) if self.claim.words else after
+        bare = self.encoder.encode_batch(texts) if self.added else after
         rows = np.split(bare[0], bare[1][1:-1])
         if isinstance(self.base, WordPiece):
             self.words.check(texts, rows)
         else:
             self._check_round_trip(texts, rows)
             self.spelled.check(texts, bare, before)
+        plain = [text for text in texts if not any(token in text for token in self.claim.special)]
         if words := self.claim.words:
-            check_words(self.bare, self.full, words, self.claim.rows[-len(words)], texts, self.base.MERGES)
+            check_words(self.bare, self.full, words, self.claim.rows[-len(words)], plain, self.base.MERGES)
+        elif self.added:
+            check_untouched(self.bare, self.full, self.added, plain)
 
     def _check_round_trip(self, texts: Sequence[str], rows: Sequence[Ids]) -> None:
         """What comes back is the text; where the base already changed it (a normaliser, a space in front), the same as from the base."""

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks import gpu
 from benchmarks.train_loops import IGNORED, Torch, all_steps, inputs_of, train
 from zhlm.config.schema import RunConfig
-from zhlm.objectives.causal import make_batch
+from zhlm.objectives.causal import Causal
 from zhlm.records import Blocks
 
 TINY: dict[str, Any] = {
@@ -78,8 +78,8 @@ def test_the_arm_of_transformers_learns_what_the_bare_loop_learns(config: RunCon
 
 def test_labels_are_the_targets_of_training() -> None:
     blocks = Blocks(np.arange(12).reshape(2, 6) + 3, [np.array([3, 5], np.uint32), np.array([6], np.uint32)])
-    ours, theirs = make_batch(blocks), inputs_of(blocks)
-    assert torch.equal(ours.position_ids_BT, theirs["position_ids"])
+    ours, theirs = Causal().make_batch(blocks, range(2)), inputs_of(blocks)
+    assert torch.equal(ours.inputs["position_ids"], theirs["position_ids"])
     assert torch.equal(ours.targets_BT[:, :-1], theirs["labels"][:, 1:]), "the model shifts labels, ours are shifted already"
 
 

@@ -28,3 +28,12 @@ def test_a_base_that_moves_is_the_same_and_another_one_is_not(tmp_path: Path) ->
     assert {name for name, value in of(moved).items() if value != first[name]} == {"base"}
     save_tiny_llama(moved, vocabulary=90)
     assert {name for name, value in of(moved).items() if value != first[name]} == {"base", "tokenizer"}
+
+
+def test_an_objective_counts_with_its_settings(tmp_path: Path) -> None:
+    base = save_tiny_llama(tmp_path / "base")
+    first = of(base)
+    masked = first | {"objective": "masked (mask_share 0.15, mask_token_share 0.8, random_share 0.1, whole_words False)"}
+    assert of(base, objective="masked") == of(base, objective={"name": "masked", "mask_share": 0.15}) == masked
+    assert of(base, objective={"name": "prefix", "max_share": 0.5}) == first | {"objective": "prefix (min_share 0.1, max_share 0.5)"}
+    assert of(base, objective="causal") == first, "a checkpoint from before there were others says causal too"

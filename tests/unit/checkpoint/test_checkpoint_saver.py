@@ -2,15 +2,16 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from zhlm.checkpoint import files
 from zhlm.checkpoint import saver as module
-from zhlm.checkpoint.saver import Keep, Saver, newest_together
+from zhlm.checkpoint.saver import Keep, Saver, newest_together, together
 from zhlm.checkpoint.sharded import StateCopy, create_moments
 from zhlm.checkpoint.state import TrainState, newest
 from zhlm.checkpoint.writing import Writing
@@ -129,6 +130,63 @@ def test_a_save_in_which_nothing_moves_ends_in_a_named_error(tmp_path: Path, gat
     training = Training(tmp_path, Keep(2))
     with pytest.raises(DeadlineError, match=r"step 1 waits for writing to .*step_00000001, and nothing moved"), training.saver as saver:
         saver.save(training.train(), wait=True)
+
+
+def test_a_slow_save_is_not_a_dead_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload of one file that takes several times as long as nothing may move."""
+    monkeypatch.setattr(module, "STALL_S", 0.3)
+    real = Writing.put
+
+    def slowly(writing: Writing, name: str, tensors: Any) -> str:
+        for _ in range(8):
+            time.sleep(0.1)
+            writing._beat()
+        return real(writing, name, tensors)
+
+    monkeypatch.setattr(Writing, "put", slowly)
+    training = Training(tmp_path, Keep(2))
+    with training.saver as saver:
+        assert saver.save(training.train(), wait=True) > 0.8
+    assert training.names() == ["1"]
+
+
+def test_what_must_be_there_first_ends_the_save_where_it_cannot(tmp_path: Path) -> None:
+    def first() -> None:
+        raise StorageError("storage: the trace cannot be written")
+
+    training = Training(tmp_path, Keep(2), first=first)
+    with pytest.raises(StorageError, match="the trace cannot be written"), training.saver as saver:
+        saver.save(training.train(), wait=True)
+    assert training.checkpoints.names() == []
+
+
+def test_reading_may_take_long_as_long_as_something_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STALL_S", 0.3)
+    monkeypatch.setattr(module, "MEET_S", 0.05)
+
+    def work(beat: Callable[[], None], seconds: int = 8) -> str:
+        for _ in range(seconds):
+            time.sleep(0.1)
+            beat()
+        return "read"
+
+    assert together(work, "reading") == ["read"]
+    with pytest.raises(DeadlineError, match=r"^train: reading s3://x has not moved for 0 s; look whether storage\.root answers"):
+        together(lambda beat: time.sleep(2), "reading s3://x")
+    with pytest.raises(RuntimeError, match=r"^reading failed: ZeroDivisionError: division by zero$"):
+        together(lambda beat: 1 / 0, "reading")
+
+
+def test_verifying_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 100 GB has one for each chunk."""
+    training = Training(tmp_path, Keep(2))
+    with training.saver as saver:
+        saver.save(training.train(), wait=True)
+    monkeypatch.setattr(files, "CHUNK_BYTES", 64)
+    beats: list[int] = []
+    newest(Place(tmp_path), lambda: beats.append(1))
+    size = sum(path.stat().st_size for path in (tmp_path / "step_00000001").glob("*.safetensors"))
+    assert len(beats) >= size // 64
 
 
 def test_the_best_is_never_pruned(tmp_path: Path) -> None:

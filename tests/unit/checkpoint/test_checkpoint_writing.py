@@ -74,6 +74,23 @@ def test_storage_that_stays_away_is_named_and_nothing_is_lost(tmp_path: Path, mo
     assert clock.now_s <= module.RETRY_S and [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
 
 
+def test_what_is_cut_off_after_a_long_time_is_worth_another_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload of ten minutes, and then the connection is gone for a moment."""
+    clock, ended = Clock(monkeypatch), list[float]()
+
+    def upload() -> str:
+        clock.sleep(600)
+        ended.append(clock.now_s)
+        if len(ended) == 1:
+            raise OSError(errno.ECONNRESET, "Connection reset by peer")
+        return "there"
+
+    assert Writing(Place(tmp_path), "step_00000001", lambda _: None, lambda: None).patiently(upload) == "there"
+    assert retrying("s3://bucket/file", failing(lambda: "there", clock, clock.now_s + 30, errno.ECONNRESET)) == "there"
+    ended.clear()
+    assert retrying("s3://bucket/file", upload) == "there" and len(ended) == 2
+
+
 def test_a_folder_that_goes_away_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a network disk that is mounted again: between making the folder and writing to it."""
     checkpoints, told = Place(tmp_path / "checkpoints"), list[str]()

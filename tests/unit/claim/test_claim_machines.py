@@ -1,5 +1,7 @@
-"""One process at a time: on this machine by a lock, between machines by claims in the store, which moto plays."""
+"""One process at a time: on this machine by a lock, between machines by claims in the store, which moto plays, or on a disk they share."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -23,7 +25,7 @@ from zhlm.storage import Place, Run
 
 
 class Machines:
-    """Machines differ by their home folder and their name."""
+    """Machines differ by their home folder, their name and their kernel."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
         self._folder, self._monkeypatch, self.run = folder, monkeypatch, run
@@ -33,6 +35,7 @@ class Machines:
         """This process works on the run, on the named machine."""
         self._monkeypatch.setenv("HOME", str(self._folder / name))
         self._monkeypatch.setattr(socket, "gethostname", lambda: name)
+        self._monkeypatch.setattr(claim, "machine", lambda: f"{name} booted")
         with locked(self.run, (told if told is not None else []).append):
             yield
 
@@ -83,6 +86,7 @@ import os, sys
 from zhlm import claim
 from zhlm.claim import locked
 claim.BEAT_S = 0.4
+claim.machine = lambda: os.environ["MACHINE"] + " booted"
 from zhlm.storage import Place, Run
 with locked(Run(Place(sys.argv[1]))):
     os._exit(9)
@@ -91,9 +95,8 @@ with locked(Run(Place(sys.argv[1]))):
 
 def die_on(machines: Machines, name: str) -> None:
     """A process that works on the run there is killed."""
-    ran = subprocess.run(
-        [sys.executable, "-c", DIES, str(machines.run.folder)], env=os.environ | {"HOME": str(machines._folder / name)}, timeout=60
-    )
+    environment = os.environ | {"HOME": str(machines._folder / name), "MACHINE": name}
+    ran = subprocess.run([sys.executable, "-c", DIES, str(machines.run.folder)], env=environment, timeout=60)
     assert ran.returncode == 9
 
 
@@ -152,7 +155,7 @@ def test_of_many_that_come_at_once_never_two_work(machines: Machines) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(machines.run.folder)],
-            env=os.environ | {"HOME": str(machines._folder / f"m{n}")},
+            env=os.environ | {"HOME": str(machines._folder / f"m{n}"), "MACHINE": f"m{n}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -183,9 +186,63 @@ def test_a_storage_that_is_away_for_a_moment_costs_nothing(machines: Machines, m
         until("a sign of life", lambda: machines.claims() == {"one": "works"})
 
 
-def test_a_local_run_has_a_lock_and_no_claims(tmp_path: Path) -> None:
+def test_on_a_local_disk_the_lock_decides_too(tmp_path: Path) -> None:
     run = Run(Place(tmp_path / "runs" / "tiny"))
     with locked(run), pytest.raises(RunError, match="another process works on"), locked(run):
         pass
     with locked(run):
-        assert run.folder.names() == ["logs"]
+        assert len((run.folder / "claims").names()) == 1
+    assert (run.folder / "claims").names() == []
+
+
+# ---- a disk that machines share, whose locks are of each machine alone
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # every call is another machine's
+    monkeypatch.setattr(claim, "BEAT_S", 0.1)
+    monkeypatch.setattr(claim, "SILENCE_S", 1.0)
+    return Machines(tmp_path, monkeypatch, Run(Place(tmp_path / "shared" / "tiny")))
+
+
+def test_a_shared_disk_keeps_two_machines_apart(shared: Machines) -> None:
+    with shared.on("one"):
+        time.sleep(1.3)  # longer than a dead one would be waited for
+        said = rf"^run: one \(process {os.getpid()}\) works on /.*/tiny since 20.* UTC; wait for it"
+        with pytest.raises(RunError, match=said), shared.on("two"):
+            pytest.fail("both work on the run")
+        assert shared.claims() == {"one": "works"}
+    with shared.on("two"):
+        assert shared.claims() == {"two": "works"}
+
+
+def test_on_a_shared_disk_a_dead_machine_is_waited_for_and_a_dead_process_of_this_one_is_not(shared: Machines) -> None:
+    die_on(shared, "one")
+    started_s = time.monotonic()
+    with shared.on("one"):
+        assert shared.claims() == {"one": "works"} and time.monotonic() - started_s < 0.5
+    die_on(shared, "one")
+    told: list[str] = []
+    with shared.on("two", told):
+        assert shared.claims() == {"two": "works"} and len(told) == 1
+    assert time.monotonic() - started_s > claim.SILENCE_S
+
+
+def test_a_disk_without_locks_is_claimed_all_the_same(shared: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with shared.on("one"), pytest.raises(RunError, match=r"one \(process \d+\) works on"), shared.on("one"):
+        pass
+    assert shared.claims() == {}
+
+
+def test_a_machine_is_told_from_others_of_its_name_and_from_itself_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "BOOT_ID", tmp_path / "boot_id")
+    names = {claim.machine()}
+    for boot in ("a\n", "b\n"):
+        claim.BOOT_ID.write_text(boot, encoding="utf-8")
+        names.add(claim.machine())
+    assert len(names) == 3 and all(name.startswith(f"{socket.gethostname()} ") for name in names)

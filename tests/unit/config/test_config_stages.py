@@ -40,6 +40,7 @@ def config(**changes: Any) -> RunConfig:
         ({"streams__0__weight": 9.0}, "train"),
         ({"pack__block_tokens": 16}, "pack"),
         ({"pack__clean__min_chars": 9}, "pack"),
+        ({"objective": "prefix"}, "train"),
         ({"train__steps": 9}, "train"),
         ({"train__learning_rate": 1e-5}, "train"),
         ({"train__zero_stage": 3}, "train"),
@@ -87,9 +88,15 @@ def test_the_rhythm_of_measurements_counts_where_they_end_the_training() -> None
         assert reads(config(), "train") == reads(config(**change), "train")
 
 
+def test_what_was_trained_before_there_were_other_objectives_stays_finished() -> None:
+    assert reads(config(objective="causal"), "train").keys() == {"base", "train", "weights", "seed"}
+    settings = {"name": "prefix", "min_share": 0.2}
+    assert reads(config(objective=settings), "train")["objective"] == settings | {"max_share": 0.9}
+
+
 def test_every_section_is_read_by_a_stage_or_known_not_to_be() -> None:
     """A new section that nobody reads would change a run without redoing anything."""
-    read = {key for stage in STAGES for key in reads(config(), stage)} | {"name", "storage", "resources", "serve"}
+    read = {key for stage in STAGES for key in reads(config(objective="prefix"), stage)} | {"name", "storage", "resources", "serve"}
     assert set(RunConfig.model_fields) <= read
 
 

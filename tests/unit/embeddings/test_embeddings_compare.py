@@ -7,6 +7,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
+    BertForMaskedLM,
     BertLMHeadModel,
     BloomConfig,
     GPT2Config,
@@ -18,14 +19,15 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from trained_tokenizers import chinese, english, gpt2_tokenizer, learned_on
-from zhlm.config.schema import StreamConfig, VocabConfig
+from trained_tokenizers import chinese, english, gpt2_tokenizer, learned_on, train_wordpiece
+from zhlm.config.schema import StreamConfig
+from zhlm.config.vocabulary import VocabConfig
 from zhlm.embeddings.compare import DOCUMENT_CHARS, Texts, check_causal, compare, first_texts
 from zhlm.embeddings.grow import INITS, Extension, grow, held_out
 from zhlm.embeddings.initialise import mean
 from zhlm.errors import ConfigError, CorpusError
+from zhlm.inference.bits import measure
 from zhlm.model.inspect import is_tied
-from zhlm.objectives.bits import measure
 from zhlm.pieces.extend import extend, first_new_id
 
 MODELS = {
@@ -130,6 +132,28 @@ def test_only_causal_models_are_compared() -> None:
             check_causal(model)
     for config in MODELS.values():
         check_causal(model_of(config, 50))
+
+
+def test_a_masked_model_grows_with_its_wordpiece_tokenizer(chinese: list[str]) -> None:
+    tokenizer = train_wordpiece()
+    base, learned = learned_on(tokenizer, chinese, 30)
+    extension = Extension(tokenizer, extend(tokenizer, base, learned), learned.pieces, first_new_id(tokenizer), base)
+    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **small)).eval()
+    torch.nn.init.normal_(model.cls.predictions.bias)
+    old_in, old_bias = model.get_input_embeddings().weight.detach().clone(), model.cls.predictions.bias.detach().clone()
+    with pytest.raises(ConfigError, match="BertForMaskedLM has not, expected a causal model"):
+        grow(model, extension, VocabConfig(init="auto"), chinese, Texts(chinese[:3], [], "x"))
+    facts, comparison = grow(model, extension, VocabConfig(init="subword_mean"), chinese, Texts([], [], "x"))
+    assert facts["init"] == "subword_mean" and comparison is None and is_tied(model)
+    first, weight, bias = extension.first_id, model.get_output_embeddings().weight, model.cls.predictions.bias
+    assert (
+        weight.shape[0] == len(bias) == len(extension.after) == first + len(learned.pieces) and bias is model.get_output_embeddings().bias
+    )
+    assert torch.equal(weight[:first], old_in) and torch.equal(bias[:first], old_bias)
+    for row, ids in enumerate(base.merge(learned.pieces), first):
+        assert torch.allclose(weight[row], old_in[ids].mean(0) if ids else old_in.mean(0), atol=1e-6)
+    assert torch.allclose(bias[first:], old_bias.mean().expand(len(learned.pieces)))
 
 
 def test_first_texts_are_short_whole_characters_and_bounded() -> None:

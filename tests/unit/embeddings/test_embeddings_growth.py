@@ -1,10 +1,11 @@
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig, PretrainedConfig, T5Config
 
 from zhlm.embeddings.grow import growth_of
 from zhlm.embeddings.growth import growth
-from zhlm.embeddings.initialise import mean
+from zhlm.embeddings.initialise import deviation_of, mean
+from zhlm.model.load import model_from_config
 from zhlm.model.resize import add_rows
 
 
@@ -45,3 +46,19 @@ def test_of_a_model_it_is_exact(config: PretrainedConfig) -> None:
     assert found.parameters_share == pytest.approx(found.parameters / before)
     assert found.weight_bytes == 2 * found.parameters
     assert found.step_time_share == pytest.approx(38 * 16 / (body + 90 * 16))
+
+
+def test_a_bias_of_the_head_grows_and_the_copies_of_an_embedding_are_no_positions() -> None:
+    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    bert = model_from_config("bert", BertConfig(vocab_size=90, **small))
+    before = bert.num_parameters()
+    add_rows(bert, 90, 30, mean(30))
+    assert growth_of(bert, 90, 0.5).parameters == bert.num_parameters() - before == 30 * (16 + 1)
+    t5 = model_from_config("t5", T5Config(vocab_size=90, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+    distances, before = 2 * 32 * 2, t5.num_parameters()
+    assert growth_of(t5, 90, 0.5).parameters == 0
+    add_rows(t5, 90, 30, mean(30))
+    found = growth_of(t5, 90, 0.5)
+    assert found.parameters == t5.num_parameters() - before == 30 * 16
+    assert found.step_time_share == pytest.approx(30 * 16 / (before - distances))
+    assert deviation_of(t5.config) == 1.0 and deviation_of(bert.config) == 0.02

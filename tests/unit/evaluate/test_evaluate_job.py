@@ -13,7 +13,7 @@ from zhlm.config.schema import GenerateConfig, RunConfig
 from zhlm.errors import BaseModelError, RunError
 from zhlm.evaluate import job
 from zhlm.evaluate.generate import generate, run_generate
-from zhlm.objectives.bits import StreamScore
+from zhlm.inference.bits import StreamScore
 from zhlm.storage import Run
 
 EN = [f"Anna met {name} at {hour} in the evening." for name in ("Bob", "Carl", "Dora") for hour in ("seven", "eight", "nine")]
@@ -81,7 +81,8 @@ def test_the_job_writes_results_and_report(whole_run):
     seen = []
     facts = job.run(config, seen.append)
     results = json.loads((run.evaluate / "results.json").read_text())
-    assert set(results) == {"base", "adapted", "entropy_bits_per_byte", "vocabulary", "change", "generations", "alerts"}
+    assert set(results) == {"measure", "base", "adapted", "entropy_bits_per_byte", "vocabulary", "change", "generations", "alerts"}
+    assert results["measure"] == facts["measure"] == "causal"
     for model in ("base", "adapted"):
         for stream in ("en", "zh"):
             score = results[model][stream]

@@ -7,7 +7,7 @@ import torch
 
 from conftest import run_data, save_tiny_llama
 from zhlm.config.schema import RunConfig
-from zhlm.evaluate.generate import both_models, load
+from zhlm.evaluate.models import both_models, load
 from zhlm.model.load import draw_model
 from zhlm.storage import Run
 

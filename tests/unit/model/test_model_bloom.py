@@ -4,9 +4,11 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from zhlm.adapt.lora import make_trainable
 from zhlm.config.schema import TrainConfig
-from zhlm.model.bloom import PackedBloom, take_positions
-from zhlm.model.lora import make_trainable
+from zhlm.model.bloom import PackedBloom
+from zhlm.model.packed import take_documents
+from zhlm.objectives.causal import Causal
 from zhlm.train.isolation import check_isolation
 
 LENGTHS = (11, 1, 20)
@@ -29,7 +31,7 @@ def test_packed_documents_are_as_if_alone(dtype: torch.dtype, tolerance: float, 
     model, (ids_BT, positions_BT) = tiny(dtype, num_heads), packed()
     with torch.no_grad():
         alone = torch.cat([model(input_ids=part).logits for part in ids_BT.split(LENGTHS, dim=1)], 1)
-        together = take_positions(model)(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).logits
+        together = take_documents(model)(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).logits
     assert float((alone - together).abs().max()) < tolerance
 
 
@@ -37,7 +39,7 @@ def test_gradients_are_those_of_the_documents_alone_with_checkpointing_too() -> 
     ids_BT, positions_BT = packed()
     gradients = []
     for checkpointing in (False, True):
-        model = take_positions(tiny()).train()
+        model = take_documents(tiny()).train()
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).logits.square().sum().backward()
@@ -52,7 +54,7 @@ def test_gradients_are_those_of_the_documents_alone_with_checkpointing_too() -> 
 
 def test_lora_around_it_hands_the_positions_on() -> None:
     ids_BT, positions_BT = packed()
-    model = take_positions(tiny())
+    model = take_documents(tiny())
     with torch.no_grad():
         before = model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).logits
         adapted = make_trainable(model, TrainConfig(steps=1, embeddings="all"), 7)
@@ -63,14 +65,14 @@ def test_without_positions_it_is_the_model_that_it_was() -> None:
     ids_BT, _ = packed()
     model = tiny()
     with torch.no_grad():
-        before, after = model(input_ids=ids_BT).logits, take_positions(model)(input_ids=ids_BT).logits
+        before, after = model(input_ids=ids_BT).logits, take_documents(model)(input_ids=ids_BT).logits
         generated = model.generate(ids_BT[:1, :5], max_new_tokens=4, do_sample=False)
     assert torch.equal(before, after) and torch.equal(generated, tiny().generate(ids_BT[:1, :5], max_new_tokens=4, do_sample=False))
 
 
 def test_it_passes_the_proof_of_isolation_and_others_stay_what_they_are() -> None:
-    model = take_positions(tiny())
+    model = take_documents(tiny())
     assert type(model) is PackedBloom
-    check_isolation(model)
+    check_isolation(model, Causal(), "best_fit")
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=16, n_layer=1, n_head=2))
-    assert type(take_positions(gpt2)) is GPT2LMHeadModel
+    assert type(take_documents(gpt2)) is GPT2LMHeadModel

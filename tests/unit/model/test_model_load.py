@@ -1,5 +1,7 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from transformers import (
 )
 
 from conftest import run_data, save_tiny_llama
+from tiny_bases import bert_folder, gpt2_folder, t5_folder
 from zhlm.config.schema import RunConfig
 from zhlm.errors import BaseModelError
 from zhlm.model.load import (
@@ -157,11 +160,11 @@ def test_weights_that_differ_from_the_config(tmp_path: Path) -> None:
         load_model(str(tmp_path))
 
 
-def test_a_model_without_a_causal_class(tmp_path: Path) -> None:
+def test_a_model_without_a_head(tmp_path: Path) -> None:
     BertModel(BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)).save_pretrained(
         tmp_path
     )
-    with pytest.raises(BaseModelError, match="causal"):
+    with pytest.raises(BaseModelError, match=r"lack \d+ tensors of BertForMaskedLM, .*; copy the model again, or name one with a"):
         load_model(str(tmp_path))
 
 
@@ -173,3 +176,25 @@ def test_check_base_compares_tokenizer_and_embedding(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(BaseModelError, match="has no tokenizer"):
         check_base(str(tmp_path), None, 40)
+
+
+@pytest.mark.parametrize(
+    ("make", "objective", "other"),
+    [(gpt2_folder, "prefix", "masked"), (bert_folder, "masked", "causal"), (t5_folder, "span_corruption", "causal")],
+)
+def test_the_class_is_the_one_for_the_objective(make: Callable[[Path], Path], objective: str, other: str, tmp_path: Path) -> None:
+    """As saved, and from scratch by a config that names no class."""
+    base = make(tmp_path / "base")
+    written = json.loads((base / "config.json").read_text())
+
+    def config(name: str, **of_base: Any) -> RunConfig:
+        changes = {"objective": name, "base": {"model": str(base), **of_base}}
+        return RunConfig.model_validate_json(json.dumps(run_data(tmp_path, lora=None) | changes))
+
+    saved = load_base(config(objective), str(base))
+    (name,) = written.pop("architectures")
+    (base / "config.json").write_text(json.dumps(written))
+    drawn = load_base(config(objective, from_scratch=True), str(base))
+    assert type(saved).__name__ == type(drawn).__name__ == name
+    with pytest.raises(BaseModelError, match=rf"is a {written['model_type']} model, which takes .*; objective is {other}"):
+        load_base(config(other, from_scratch=True), str(base))

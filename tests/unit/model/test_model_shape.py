@@ -1,15 +1,18 @@
 """Parameter counts from config.json alone equal those of the real classes."""
 
+import copy
 import json
 from typing import Any
 
 import pytest
+import torch
 import transformers as tf
 
+from zhlm.adapt.lora import make_trainable, parameter_groups, plain_name, trained_parameters
 from zhlm.config.schema import TrainConfig
 from zhlm.errors import BaseModelError, ConfigError
-from zhlm.model.inspect import block_counts, linear_names, table_names
-from zhlm.model.lora import make_trainable, parameter_groups, plain_name, trained_parameters
+from zhlm.model.inspect import block_counts, head_name, linear_names, table_names
+from zhlm.model.load import model_from_config, model_positions
 from zhlm.model.shape import linears, named_parameters, parameters, shape_of
 from zhlm.model.trained import trained_sizes
 
@@ -26,6 +29,10 @@ CONFIGS = {
     "gpt2": tf.GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=64, vocab_size=99),
     "gpt2_inner": tf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, vocab_size=99, n_inner=48, tie_word_embeddings=False),
     "bloom": tf.BloomConfig(hidden_size=32, n_layer=3, n_head=4, vocab_size=99),
+    "bert": tf.BertConfig(**SMALL, max_position_embeddings=64),
+    "roberta": tf.RobertaConfig(**SMALL, max_position_embeddings=66, type_vocab_size=1, pad_token_id=1),
+    "t5": tf.T5Config(vocab_size=99, d_model=32, d_kv=12, d_ff=56, num_layers=3, num_decoder_layers=2, num_heads=4),
+    "mt5": tf.MT5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=56, num_layers=3, num_heads=4),
 }
 
 
@@ -35,7 +42,7 @@ def saved(config: tf.PretrainedConfig) -> dict[str, object]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_parameters_equal_the_class(name: str) -> None:
-    model = tf.AutoModelForCausalLM.from_config(CONFIGS[name])
+    model = model_from_config(name, CONFIGS[name])
     shape = shape_of(saved(CONFIGS[name]))
     counted = parameters(shape)
     assert sum(counted.values()) == sum(p.numel() for p in model.parameters())
@@ -45,11 +52,12 @@ def test_parameters_equal_the_class(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_names_and_sizes_equal_those_of_the_class(name: str) -> None:
-    model = tf.AutoModelForCausalLM.from_config(CONFIGS[name])
+    model = model_from_config(name, CONFIGS[name])
     shape = shape_of(saved(CONFIGS[name]))
     assert named_parameters(shape) == {n: p.numel() for n, p in model.named_parameters()}
     assert list(linears(shape)) == linear_names(model)[0]
-    assert block_counts(model) == {shape.blocks: shape.layers} and table_names(model) == [shape.embedding, "lm_head"]
+    assert block_counts(model) == shape.blocks
+    assert (table_names(model)[0], head_name(model)) == (shape.embedding, shape.head) and shape.positions == model_positions(model)
 
 
 TRAINED: list[dict[str, Any]] = [
@@ -61,16 +69,33 @@ TRAINED: list[dict[str, Any]] = [
 ]
 
 
+NAMES = {"gpt2": ("ln_1", "mlp"), "bert": ("output.LayerNorm", "intermediate"), "roberta": ("output.LayerNorm", "intermediate")}
+NAMES |= dict.fromkeys(("t5", "mt5"), ("layer.0.layer_norm", "layer.*Dense"))
+
+
 @pytest.mark.parametrize("train", TRAINED, ids=range(len(TRAINED)))
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "bloom"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "bloom", "bert", "roberta", "t5", "mt5"])
 def test_trained_parameters_are_those_of_training(name: str, train: dict[str, Any]) -> None:
-    norm = "ln_1" if name == "gpt2" else "input_layernorm"
-    text = json.dumps({"steps": 1, **train}).replace("NORM", norm).replace(".*norm.*", f".*{norm}.*")
+    norm, mlp = NAMES.get(name, ("input_layernorm", "mlp"))
+    text = json.dumps({"steps": 1, **train}).replace("NORM", norm).replace(".*norm.*", f".*{norm}.*").replace("mlp", mlp)
     settings = TrainConfig.model_validate_json(text)
-    model = make_trainable(tf.AutoModelForCausalLM.from_config(CONFIGS[name]), settings, 1, range(90, 97))
+    model = make_trainable(model_from_config(name, CONFIGS[name]), settings, 1, range(90, 97))
     parameter_groups(model, settings)
     expected = {plain_name(n): p.numel() for n, p in trained_parameters(model).items()}
     assert trained_sizes(shape_of(saved(CONFIGS[name])), settings, 7) == expected
+
+
+@pytest.mark.parametrize("train", TRAINED, ids=range(len(TRAINED)))
+def test_mt5_as_the_hub_has_it_is_not_tied(train: dict[str, Any]) -> None:
+    """transformers says tied of every T5, and loads T5 1.1 and mT5 with two matrices nevertheless."""
+    model = model_from_config("mt5", copy.deepcopy(CONFIGS["mt5"]))
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    shape = shape_of(saved(CONFIGS["mt5"]) | {"tie_word_embeddings": False})
+    assert sum(parameters(shape).values()) == sum(p.numel() for p in model.parameters()) and not shape.tied
+    text = json.dumps({"steps": 1, **train}).replace("NORM", "layer.0.layer_norm").replace("mlp", "layer")
+    settings = TrainConfig.model_validate_json(text)
+    trained = {plain_name(n): p.numel() for n, p in trained_parameters(make_trainable(model, settings, 1, range(90, 97))).items()}
+    assert trained_sizes(shape, settings, 7) == trained
 
 
 def test_hub_config_of_qwen3_600m() -> None:
@@ -95,8 +120,8 @@ def test_hub_config_of_qwen3_600m() -> None:
 
 
 def test_unknown_type_lists_the_known_ones() -> None:
-    with pytest.raises(BaseModelError, match=r"'t5' is not known; expected one of bloom, gpt2, llama, mistral, qwen2, qwen3"):
-        shape_of({"model_type": "t5"})
+    with pytest.raises(BaseModelError, match=r"'mamba' is not known; expected one of bert, bloom, gpt2, .*, qwen3, roberta, t5"):
+        shape_of({"model_type": "mamba"})
 
 
 def test_missing_size_is_named() -> None:

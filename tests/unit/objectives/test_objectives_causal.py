@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from zhlm.errors import BaseModelError
-from zhlm.objectives.causal import IGNORED, make_batch, sum_nats
+from zhlm.objectives.batch import IGNORED, Batch, sum_nats
+from zhlm.objectives.causal import Causal
 from zhlm.records import Blocks
 from zhlm.train.isolation import check_isolation
 
@@ -20,6 +21,10 @@ VOCABULARY = 64
 
 def blocks(*rows: tuple[list[int], list[int]]) -> Blocks:
     return Blocks(np.array([ids for ids, _ in rows]), [np.array(ends, np.uint32) for _, ends in rows])
+
+
+def make_batch(of: Blocks, *, left_padding: bool = False) -> Batch:
+    return Causal(left_padding).make_batch(of, range(len(of.ends)))
 
 
 def tiny(kind: str) -> PreTrainedModel:
@@ -39,18 +44,18 @@ def tiny(kind: str) -> PreTrainedModel:
 
 def test_the_worked_example() -> None:
     batch = make_batch(blocks(([11, 12, 13, 14, 15, 0], [3, 5])))
-    assert batch.input_ids_BT.tolist() == [[11, 12, 13, 14, 15, 0]]
-    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 0, 1, 0]]
+    assert batch.inputs["input_ids"].tolist() == [[11, 12, 13, 14, 15, 0]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0]]
     assert batch.targets_BT.tolist() == [[12, 13, IGNORED, 15, IGNORED, IGNORED]]
     assert batch.fills_B.tolist() == [5]
     assert (batch.num_targets, batch.num_tokens) == (3, 5)
-    assert batch.input_ids_BT.dtype == batch.position_ids_BT.dtype == batch.targets_BT.dtype == torch.int64
+    assert batch.inputs["input_ids"].dtype == batch.inputs["position_ids"].dtype == batch.targets_BT.dtype == torch.int64
 
 
 def test_a_full_block_and_documents_of_one_token() -> None:
     batch = make_batch(blocks(([1, 2, 3, 4], [4]), ([1, 2, 3, 4], [1, 2, 4]), ([7, 0, 0, 0], [1])))
     assert batch.targets_BT.tolist() == [[2, 3, 4, IGNORED], [IGNORED, IGNORED, 4, IGNORED], [IGNORED] * 4]
-    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3], [0, 0, 0, 1], [0, 0, 1, 2]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3], [0, 0, 0, 1], [0, 0, 1, 2]]
     assert batch.num_tokens == 9
 
 
@@ -73,10 +78,10 @@ def test_each_document_is_its_own(lengths: list[list[int]], padding: int) -> Non
         for length in row:
             document = ids[b, start : start + length].tolist()
             assert batch.targets_BT[b, start : start + length].tolist() == [*document[1:], IGNORED]
-            assert batch.position_ids_BT[b, start : start + length].tolist() == list(range(length))
+            assert batch.inputs["position_ids"][b, start : start + length].tolist() == list(range(length))
             start += length
         assert set(batch.targets_BT[b, start:].tolist()) <= {IGNORED}
-        assert batch.position_ids_BT[b, start:].tolist() == list(range(block_tokens - start))
+        assert batch.inputs["position_ids"][b, start:].tolist() == list(range(block_tokens - start))
     assert batch.num_tokens == sum(map(sum, lengths))
     assert batch.num_targets == sum(length - 1 for row in lengths for length in row)
 
@@ -86,7 +91,7 @@ def test_muted_rows_teach_nothing_and_keep_the_shape() -> None:
     muted = batch.mute_after(1)
     assert muted.targets_BT.tolist() == [[2, 3, IGNORED], [IGNORED] * 3, [IGNORED] * 3]
     assert (muted.num_targets, muted.num_tokens) == (2, 3)
-    assert muted.input_ids_BT.shape == batch.input_ids_BT.shape
+    assert muted.inputs["input_ids"].shape == batch.inputs["input_ids"].shape
     assert (batch.num_targets, batch.num_tokens) == (5, 8), "the batch itself is unchanged"
     assert batch.mute_after(0).num_targets == 0 and batch.mute_after(3).num_targets == 5
 
@@ -103,7 +108,7 @@ def test_a_batch_without_targets_gives_zero_and_a_gradient() -> None:
 def test_a_batch_is_as_wide_as_its_longest_block(longest: int, width: int) -> None:
     ids = np.arange(400).reshape(2, 200)
     batch = make_batch(Blocks(ids, [np.array([longest], np.uint32), np.array([1], np.uint32)]))
-    assert {t.shape for t in (batch.input_ids_BT, batch.position_ids_BT, batch.targets_BT)} == {(2, width)}
+    assert {t.shape for t in (batch.inputs["input_ids"], batch.inputs["position_ids"], batch.targets_BT)} == {(2, width)}
     assert batch.num_targets == longest - 1 and batch.targets_BT[0, : longest - 1].tolist() == list(range(1, longest))
 
 
@@ -145,13 +150,13 @@ def test_the_loss_is_summed_in_float32() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_models_with_positions_are_let_through(kind: str) -> None:
-    check_isolation(tiny(kind))
+    check_isolation(tiny(kind), Causal(), "best_fit")
 
 
 def test_a_model_without_positions_is_refused() -> None:
     model = BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2))
     with pytest.raises(BaseModelError, match=r"BloomForCausalLM takes no position_ids.*choose a base with positions") as caught:
-        check_isolation(model)
+        check_isolation(model, Causal(), "best_fit")
     assert "\n" not in str(caught.value)
 
 
@@ -166,7 +171,7 @@ def test_a_model_that_ignores_positions_is_found_out() -> None:
     leaky = LooksAtEverything(tiny("llama").config)
     leaky.load_state_dict(tiny("llama").state_dict())
     with pytest.raises(BaseModelError, match=r"changes the next one's log-probabilities by \d+\.\d+, expected 0"):
-        check_isolation(leaky)
+        check_isolation(leaky, Causal(), "best_fit")
 
 
 def test_a_saved_and_loaded_model_stays_isolated(tmp_path: Path) -> None:
@@ -174,4 +179,30 @@ def test_a_saved_and_loaded_model_stays_isolated(tmp_path: Path) -> None:
     tiny("llama").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert "attn_implementation" not in config
-    check_isolation(LlamaForCausalLM.from_pretrained(tmp_path))
+    check_isolation(LlamaForCausalLM.from_pretrained(tmp_path), Causal(), "best_fit")
+
+
+def test_padding_on_the_left_moves_rows_to_the_right() -> None:
+    batch = make_batch(blocks(([11, 12, 13, 0, 0], [3]), ([1, 2, 3, 4, 5], [5]), ([7, 0, 0, 0, 0], [1])), left_padding=True)
+    assert batch.inputs["input_ids"].tolist() == [[0, 0, 11, 12, 13], [1, 2, 3, 4, 5], [0, 0, 0, 0, 7]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 3, 0]]
+    assert batch.targets_BT.tolist() == [[IGNORED, IGNORED, 12, 13, IGNORED], [2, 3, 4, 5, IGNORED], [IGNORED] * 5]
+    assert (batch.num_targets, batch.num_tokens) == (6, 9)
+    assert batch.mute_after(1).num_targets == 2
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padding_costs_nothing_on_either_side(kind: str, attention: str) -> None:
+    model = tiny(kind)
+    model.set_attn_implementation(attention)
+    random = np.random.default_rng(1)
+    lengths = (5, 18, 1, 7)
+    ids = np.zeros((4, 18), np.int64)
+    for row, length in zip(ids, lengths, strict=True):
+        row[:length] = random.integers(1, VOCABULARY, length)
+    rows = Blocks(ids, [np.array([n], np.uint32) for n in lengths])
+    with torch.no_grad():
+        alone = sum(float(sum_nats(model, make_batch(Blocks(ids[b : b + 1, :n], rows.ends[b : b + 1])))) for b, n in enumerate(lengths))
+        right, left = (float(sum_nats(model, make_batch(rows, left_padding=on_left))) for on_left in (False, True))
+    assert right == pytest.approx(alone, abs=1e-4) and left == pytest.approx(alone, abs=1e-4)

@@ -92,7 +92,7 @@ def test_what_words_would_break_is_found(gpt2_tokenizer: PreTrainedTokenizerFast
     with pytest.raises(VerificationError, match="1 words of the list are not a token of their own, '学校'"):
         check_words(bare, gpt2_tokenizer.backend_tokenizer, ["公园", "学校"], first, [], True)
     add_words(gpt2_tokenizer, ["学校"], first + 1)
-    with pytest.raises(VerificationError, match="change the ids of a text without any: '去学校'"):
+    with pytest.raises(VerificationError, match="added tokens change the ids of a text without any: '去学校'"):
         check_words(bare, gpt2_tokenizer.backend_tokenizer, ["公园"], first, ["在公园", "去学校"], True)
     with pytest.raises(VerificationError, match="got the ids"):
         add_words(gpt2_tokenizer, ["医院"], first)

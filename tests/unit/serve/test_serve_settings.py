@@ -1,4 +1,4 @@
-"""What vLLM is told, and what is refused before anything starts."""
+"""How a model is served, what vLLM is told, and what is refused before anything starts."""
 
 import json
 import shlex
@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 
+from tiny_bases import bert_tokenizer, gpt2_tokenizer, t5_tokenizer
 from zhlm.config.schema import RunConfig
 from zhlm.errors import RunError, ServeError
+from zhlm.serve.protocol import Endpoint, FillMaskRequest, Request, TextToTextRequest
 from zhlm.serve.settings import (
     check_port,
     check_servable,
     client_url,
     curl_example,
+    endpoint_of,
+    example_text,
     head_width,
     llm_settings,
     max_model_tokens,
@@ -26,9 +30,21 @@ LLAMA = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 512, 
 GPT2 = {"architectures": ["GPT2LMHeadModel"], "n_positions": 1024, "n_embd": 768, "n_head": 12}
 
 
-def _config(**serve: Any) -> RunConfig:
+BERT = {
+    "architectures": ["BertForMaskedLM"], "model_type": "bert", "max_position_embeddings": 512, "hidden_size": 64,
+    "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 9,
+}  # fmt: skip
+ROBERTA = BERT | {"architectures": ["RobertaForMaskedLM"], "model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}
+T5 = {
+    "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "n_positions": 512, "d_model": 8, "d_kv": 4, "d_ff": 8,
+    "num_heads": 2, "num_layers": 1, "vocab_size": 9, "is_encoder_decoder": True,
+}  # fmt: skip
+
+
+def _config(objective: str = "causal", prompts: tuple[str, ...] = (), **serve: Any) -> RunConfig:
     data = {"name": "tiny", "base": {"model": "x"}, "streams": [{"name": "zh", "role": "new", "paths": ["x"]}], "train": {"steps": 1}}
-    return RunConfig.model_validate_json(json.dumps(data | {"serve": serve}))
+    more = {"serve": serve, "objective": objective, "evaluate": {"prompts": prompts}}
+    return RunConfig.model_validate_json(json.dumps(data | more))
 
 
 def test_on_cpu_the_engine_is_float32_and_needs_no_gpu() -> None:
@@ -111,7 +127,50 @@ def test_where_a_client_finds_the_server(host: str, url: str) -> None:
     assert client_url(_config(host=host).serve) == url
 
 
-def test_the_curl_example_survives_the_shell() -> None:
-    words = shlex.split(curl_example("http://h/v1", "m", "it's 今天"))
-    assert words[:2] == ["curl", "http://h/v1/completions"]
-    assert json.loads(words[-1])["prompt"] == "it's 今天"
+@pytest.mark.parametrize(
+    ("objective", "model", "endpoint"),
+    [
+        ("causal", LLAMA, "completions"),
+        ("causal", GPT2 | {"model_type": "gpt2"}, "completions"),
+        ("prefix", LLAMA, "text-to-text"),
+        ("masked", BERT, "fill-mask"),
+        ("masked", ROBERTA, "fill-mask"),
+        ("span_corruption", T5, "text-to-text"),
+    ],
+)
+def test_the_class_decides_what_is_asked_and_prefix_models_are_not_for_vllm(objective: str, model: dict[str, Any], endpoint: str) -> None:
+    assert endpoint_of(_config(objective), model) == endpoint
+
+
+def test_longest_sequence_of_those_that_vllm_does_not_serve() -> None:
+    assert [max_model_tokens(_config().serve, model) for model in (BERT, ROBERTA, T5)] == [512, 512, None]
+    assert max_model_tokens(_config(max_model_tokens=2000).serve, T5) == 2000
+    with pytest.raises(ServeError, match="max_model_tokens 513 exceeds the model's 512 positions"):
+        max_model_tokens(_config(max_model_tokens=513).serve, ROBERTA)
+
+
+def test_the_text_to_try_has_what_the_model_asks_for() -> None:
+    assert example_text(_config(prompts=("today",)), "completions", None) == "today"
+    assert example_text(_config(), "fill-mask", bert_tokenizer()) == "Once[MASK]"
+    assert example_text(_config(prompts=("a", "b[MASK]c")), "fill-mask", bert_tokenizer()) == "b[MASK]c"
+    assert example_text(_config(prompts=("a",)), "text-to-text", t5_tokenizer()) == "a <extra_id_0>"
+    assert example_text(_config(prompts=("a", "b<extra_id_0>c")), "text-to-text", t5_tokenizer()) == "b<extra_id_0>c"
+    assert example_text(_config(prompts=("a", "b")), "text-to-text", gpt2_tokenizer()) == "a"
+
+
+def test_a_masked_model_whose_tokenizer_has_no_mask_is_refused() -> None:
+    with pytest.raises(ServeError, match=r"has no mask token.*name one in vocab\.special_tokens"):
+        example_text(_config(), "fill-mask", gpt2_tokenizer())
+
+
+@pytest.mark.parametrize(("endpoint", "named"), [("completions", "prompt"), ("fill-mask", "input"), ("text-to-text", "input")])
+def test_the_curl_example_survives_the_shell(endpoint: Endpoint, named: str) -> None:
+    words = shlex.split(curl_example("http://h/v1", endpoint, "m", "it's 今天"))
+    assert words[:2] == ["curl", f"http://h/v1/{endpoint}"]
+    assert json.loads(words[-1])[named] == "it's 今天"
+
+
+def test_the_curl_examples_are_requests_that_the_server_takes() -> None:
+    kinds: list[tuple[Endpoint, type[Request]]] = [("fill-mask", FillMaskRequest), ("text-to-text", TextToTextRequest)]
+    for endpoint, kind in kinds:
+        kind.model_validate_json(shlex.split(curl_example("u", endpoint, "m", "text"))[-1])

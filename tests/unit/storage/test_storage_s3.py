@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zhlm import storage
+from zhlm import cache, storage
 from zhlm.blocks.store import Ledger, Part, Shard, open_shard, writing
 from zhlm.corpus.changes import changes
 from zhlm.errors import StorageError
@@ -119,6 +119,17 @@ def test_a_base_in_the_store_that_is_replaced_is_another_one(bucket: Place) -> N
     (bucket / "base" / "model.safetensors").write_text("more weights")
     assert changes(before, listing_of_base(str(bucket / "base"), ["weights"])) == [f"{bucket}/base/model.safetensors changed"]
     assert listing_of_base(str(bucket / "none"), ["weights"]) == {}
+
+
+def test_an_upload_and_a_download_give_signs_of_life(bucket: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "UPLOAD_BYTES", 3 << 20)
+    monkeypatch.setattr(cache, "WATCH_S", 0.001)
+    file, content = tmp_path / "large", np.random.default_rng(1).bytes(10 << 20)
+    file.write_bytes(content)
+    beats: list[str] = []
+    (bucket / "deep" / "large").adopt(file, lambda: beats.append("up"))
+    assert beats == ["up"] * 4
+    assert ((bucket / "deep").on_disk(lambda: beats.append("down")) / "large").read_bytes() == content and "down" in beats
 
 
 @pytest.mark.parametrize("missing", ["file", "bucket"])

@@ -155,7 +155,7 @@ def test_trainable_and_frozen(tmp_path: Path) -> None:
 def test_counts_are_those_of_training(tmp_path: Path, tied: bool, train: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from zhlm.model import lora
+    from zhlm.adapt import lora
 
     sizes = LLAMA | {"tie_word_embeddings": tied}
     run = config(tmp_path, train=train, vocab={"add_rows": 30} if train.get("embeddings") == "new_rows" else None)

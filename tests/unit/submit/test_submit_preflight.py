@@ -11,6 +11,7 @@ import yaml
 from zhlm.config.load import load_config
 from zhlm.config.schema import RunConfig
 from zhlm.errors import BaseModelError, ClusterError, ConfigError, CorpusError, StorageError, UserError
+from zhlm.submit.plan import make_plan
 from zhlm.submit.preflight import check, check_cluster_file
 
 ROOT = Path(__file__).parents[3]
@@ -187,3 +188,30 @@ def test_our_cluster_file_holds_every_config() -> None:
             check_cluster_file(run, ROOT / "cluster.yaml")
             checked += 1
     assert checked
+
+
+@pytest.mark.parametrize(
+    ("objective", "model_config", "said"),
+    [
+        ("masked", {"architectures": ["LlamaForCausalLM"]}, "is LlamaForCausalLM, which takes causal or prefix; objective is masked"),
+        ("causal", {"model_type": "bert"}, "is a bert model, which takes masked; objective is causal; set objective: masked"),
+        ("causal", {"model_type": "bert", "architectures": ["BertLMHeadModel"]}, "is BertLMHeadModel, which takes masked"),
+        ("masked", {"model_type": "mt5", "architectures": ["MT5ForConditionalGeneration"]}, "which takes span_corruption"),
+    ],
+)
+def test_an_objective_that_the_base_does_not_take(
+    objective: str, model_config: dict[str, Any], said: str, data: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | model_config))
+    data["objective"] = objective
+    assert said in refused(data, BaseModelError)
+    with pytest.raises(BaseModelError, match="which takes"):
+        make_plan(config(data))
+
+
+def test_the_base_that_the_sample_will_make_takes_what_a_llama_takes(data: dict[str, Any]) -> None:
+    data |= {"base": {"model": "sample://base"}, "sample": {"corpus": {}, "base": {"paths": ["sample://en.txt"]}}}
+    check(config(data))
+    data["objective"] = "span_corruption"
+    assert "base: sample://base is a llama model, which takes causal or prefix" in refused(data, BaseModelError)

@@ -3,25 +3,32 @@
 import json
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config
 
 from conftest import write_blocks
 from zhlm.blocks import read
 from zhlm.blocks.read import BlockReader
 from zhlm.blocks.store import LEDGER, beat
-from zhlm.errors import DeadlineError, RunError
-from zhlm.objectives.causal import IGNORED, make_batch
+from zhlm.config.objective import PrefixConfig
+from zhlm.errors import DeadlineError, RunError, StorageError
+from zhlm.objectives.batch import IGNORED, Batch, BatchMaker
+from zhlm.objectives.causal import Causal
+from zhlm.objectives.prefix import Prefix
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
 from zhlm.train.feed import Feed, filled_up
 from zhlm.train.metrics import BlockTrace
 from zhlm.train.schedule import deal, share_of
+from zhlm.train.validate import held_out
 
 CPU = torch.device("cpu")
+CAUSAL = Causal()
 WEIGHTS = {"zh": 0.75, "en": 0.25}
 
 
@@ -34,9 +41,11 @@ def run(tmp_path: Path) -> Run:
     return Run(Place(tmp_path / "run"))
 
 
-def feed_of(reader: BlockReader, rank: int = 0, world_size: int = 1, *, batch: int = 6, steps: range = range(9)) -> Feed:
+def feed_of(
+    reader: BlockReader, rank: int = 0, world_size: int = 1, *, batch: int = 6, steps: range = range(9), objective: BatchMaker = CAUSAL
+) -> Feed:
     share = share_of(batch, 4, world_size)
-    return Feed(reader, lambda step: deal(step, rank, world_size, batch, share), steps, share.micro_blocks, CPU)
+    return Feed(reader, lambda step: deal(step, rank, world_size, batch, share), steps, share.micro_blocks, objective, CPU)
 
 
 def never() -> None:
@@ -50,8 +59,8 @@ def test_steps_come_in_order_with_the_blocks_of_the_order(run: Run) -> None:
             blocks, batches, num_targets, num_tokens = feed.take(step, never, str)
             expected = reader.read(range(step * 6, step * 6 + 6))
             assert blocks is not None and blocks.ids_BT.tolist() == expected.ids_BT.tolist()
-            whole = make_batch(expected)
-            assert torch.cat([b.input_ids_BT for b in batches]).tolist() == whole.input_ids_BT.tolist()
+            whole = CAUSAL.make_batch(expected, range(6))
+            assert torch.cat([b.inputs["input_ids"] for b in batches]).tolist() == whole.inputs["input_ids"].tolist()
             assert (num_targets, num_tokens) == (whole.num_targets, whole.num_tokens)
     assert 0 <= feed.waited_s < 5
 
@@ -61,8 +70,8 @@ def test_a_rank_without_blocks_and_a_short_pass_learn_nothing(run: Run) -> None:
         blocks, (batch,), num_targets, num_tokens = feed.take(0, never, str)
         assert blocks is None and (num_targets, num_tokens) == (0, 0) and set(batch.targets_BT.flatten().tolist()) == {IGNORED}
     one = Blocks(np.array([[5, 6, 7, 8]]), [np.array([3], np.uint32)])
-    filled = filled_up(one, 3)
-    assert filled.input_ids_BT.tolist() == [[5, 6, 7, 8], [0] * 4, [0] * 4]
+    filled = filled_up(CAUSAL, one, [4], 3)
+    assert filled.inputs["input_ids"].tolist() == [[5, 6, 7, 8], [0] * 4, [0] * 4]
     assert filled.targets_BT.tolist() == [[6, 7, IGNORED, IGNORED], [IGNORED] * 4, [IGNORED] * 4]
     assert (filled.num_targets, filled.num_tokens) == (2, 3)
 
@@ -144,8 +153,82 @@ def test_the_trace_names_each_block_that_was_read(run: Run) -> None:
     assert len({row[4] for row in rows}) == 3, "different blocks have different checksums"
 
 
-def test_a_trace_that_cannot_be_written_ends_the_whole_group(run: Run) -> None:
-    """An error of the user's kind ends one rank quietly, and this one did not come to all of them."""
-    (run.folder / "trace").path.write_text("a file where the folder should be")
-    with pytest.raises(RuntimeError, match="File exists"):
-        BlockTrace(run.folder / "trace", 0, 2, 0, BlockReader(run, WEIGHTS, "train", 1)).append(1, [], None)
+def test_a_trace_waits_while_storage_is_away(run: Run) -> None:
+    """Its steps are told when it is back; a save asks for them before it counts, and hears why they are not there."""
+    trace = BlockTrace(run.folder / "trace", 0, 2, 0, BlockReader(run, WEIGHTS, "train", 1))
+    assert trace.append(1, [], None) == ""
+    folder, away = (run.folder / "trace").path, (run.folder / "away").path
+    folder.rename(away)
+    folder.write_text("a file where the folder should be", encoding="utf-8")
+    assert "File exists" in trace.append(2, [], None) and "File exists" in trace.append(3, [], None)
+    with pytest.raises(StorageError, match="File exists"):
+        trace.catch_up()
+    folder.unlink()
+    away.rename(folder)
+    trace.catch_up()
+    trace.catch_up()
+    assert [json.loads(line)["step"] for line in (folder / "rank_0.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_line_that_was_cut_off_is_ended(run: Run) -> None:
+    place = run.folder / "trace" / "rank_0.jsonl"
+    place.write_text('{"step": 1}\n{"st')
+    for step in (2, 3):
+        BlockTrace(run.folder / "trace", 0, 1, 1, BlockReader(run, WEIGHTS, "train", 1)).append(step, [], None)
+    lines = place.read_text().splitlines()
+    assert lines[:2] == ['{"step": 1}', '{"st'] and [json.loads(line)["step"] for line in lines[2:]] == [2, 3]
+
+
+class Noting(Causal):
+    """Notes the keys that it is asked with."""
+
+    def make_batch(self, blocks: Blocks, keys: Sequence[int]) -> Batch:
+        assert len(blocks.ends) == len(keys)
+        noted.append(list(keys))
+        return super().make_batch(blocks, keys)
+
+
+noted: list[list[int]] = []
+
+
+def test_a_row_is_keyed_by_its_place_in_the_order_whoever_reads_it(run: Run) -> None:
+    by_rank = []
+    for world_size in (1, 2, 3):
+        noted.clear()
+        for rank in range(world_size):
+            with feed_of(BlockReader(run, WEIGHTS, "train", 1), rank, world_size, steps=range(4, 6), objective=Noting()) as feed:
+                for step in (4, 5):
+                    feed.take(step, never, str)
+        by_rank.append(sorted(key for keys in noted for key in keys))
+    assert by_rank == [list(range(24, 36))] * 3
+
+
+def test_held_out_rows_are_keyed_by_their_place_from_the_end_and_mute_ones_by_any(run: Run) -> None:
+    found = []
+    for world_size, micro in ((1, 5), (2, 2), (3, 1)):
+        noted.clear()
+        reader = BlockReader(run, WEIGHTS, "validation", 1)
+        for rank in range(world_size):
+            (part,) = held_out(reader, ["zh"], 5, micro, Noting(), rank, world_size)
+            assert len([*part.batches()]) == len(part.passes)
+        found.append(sorted(key for keys in noted for key in keys if key))
+    assert found == [[-5, -4, -3, -2, -1]] * 3
+
+
+def test_what_is_drawn_for_a_block_does_not_depend_on_who_reads_it(run: Run) -> None:
+    prefix = Prefix.of(PrefixConfig(), None, GPT2Config(), 7)
+    by_world = []
+    for world_size in (1, 2, 5):
+        rows: dict[int, list[list[int]]] = {}
+        for rank in range(world_size):
+            with feed_of(BlockReader(run, WEIGHTS, "train", 1), rank, world_size, steps=range(2), objective=prefix) as feed:
+                for step in range(2):
+                    _, batches, _, _ = feed.take(step, never, str)
+                    own = deal(step, rank, world_size, 6, share_of(6, 4, world_size))
+                    for indices, batch in zip(own, batches, strict=True):
+                        for place, index in enumerate(indices):
+                            sees = batch.inputs["attention_mask"][place, 0].sum(-1)
+                            rows[index] = [batch.inputs["input_ids"][place].tolist(), batch.targets_BT[place].tolist(), sees.tolist()]
+        by_world.append(rows)
+    assert len(by_world[0]) == 12 and by_world[0] == by_world[1] == by_world[2]
+    assert len({repr(targets) for _, targets, _ in by_world[0].values()}) == 12

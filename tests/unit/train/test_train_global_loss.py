@@ -16,7 +16,8 @@ from conftest import run_data, save_tiny_llama, write_blocks
 from zhlm.blocks.read import training_reader
 from zhlm.config.schema import RunConfig
 from zhlm.model.load import load_model
-from zhlm.objectives.causal import make_batch, sum_nats
+from zhlm.objectives.batch import sum_nats
+from zhlm.objectives.causal import Causal
 from zhlm.storage import Run
 from zhlm.train import loop
 from zhlm.train.engine import Engine
@@ -40,14 +41,14 @@ def trained_step(folder: Path, micro_blocks: int, **train: Any) -> Step:
     config, device = config_of(folder, micro_blocks, **train), torch.device("cpu")
     run, share = Run.of(config), share_of(BLOCKS, micro_blocks, 1)
     model = load_model(str(folder / "base")).requires_grad_(True)
-    engine = Engine(model.train(), config.train, share)
+    engine = Engine(model.train(), config.train, share, torch.device("cpu"))
     waits: Any = SimpleNamespace(tell=lambda: None, asked=lambda: "")
     reader = training_reader(run, config, lambda _: None)
     settings = loop.Settings(config, str(run.folder), 8)
-    worker = loop.Worker(settings, run, 0, 1, device, share, reader, engine, [], waits)
+    worker = loop.Worker(settings, run, 0, 1, device, share, reader, Causal(), engine, sum_nats, [], waits)  # type: ignore[arg-type]
     loop._mute_step(worker)
     engine.restore(None)
-    with Feed(reader, worker.deal, range(1), share.micro_blocks, device) as feed:
+    with Feed(reader, worker.deal, range(1), share.micro_blocks, worker.objective, device) as feed:
         loss_nats, _ = loop._step(worker, feed, None, 0)  # type: ignore[arg-type]
     # After one step from nothing, Adam's first moment is the gradient times 1 - beta.
     first = {name: safe_get_full_optimizer_state(p, "exp_avg") for name, p in model.named_parameters()}
@@ -58,7 +59,7 @@ def one_big_batch(folder: Path) -> Step:
     """The same blocks by plain PyTorch, all at once."""
     config = config_of(folder, BLOCKS)
     model = load_model(str(folder / "base")).requires_grad_(True)
-    batch = make_batch(training_reader(Run.of(config), config, lambda _: None).read(range(BLOCKS)))
+    batch = Causal().make_batch(training_reader(Run.of(config), config, lambda _: None).read(range(BLOCKS)), range(BLOCKS))
     assert len(set(batch.fills_B.tolist())) > 1, "blocks of uneven length"
     loss = sum_nats(model, batch) / batch.num_targets
     loss.backward()

@@ -15,7 +15,8 @@ from zhlm.blocks.read import BlockReader
 from zhlm.checkpoint.sharded import create_moments, set_step
 from zhlm.config.schema import TrainConfig
 from zhlm.model.load import load_model
-from zhlm.objectives.causal import make_batch, sum_nats
+from zhlm.objectives.batch import sum_nats
+from zhlm.objectives.causal import Causal
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
 from zhlm.train.engine import deepspeed_config
@@ -87,23 +88,25 @@ def reader(tmp_path: Path) -> BlockReader:
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 2), (2, 2), (3, 1), (7, 4)])
 def test_the_ranks_share_the_held_out_blocks(reader: BlockReader, world_size: int, micro: int) -> None:
-    ranks = [held_out(reader, ["zh", "en"], 5, micro, rank, world_size) for rank in range(world_size)]
+    ranks = [held_out(reader, ["zh", "en"], 5, micro, Causal(), rank, world_size) for rank in range(world_size)]
     for stream in range(2):
-        assert {len(parts[stream].batches) for parts in ranks} == {math.ceil(math.ceil(5 / world_size) / micro)}
-        whole = make_batch(reader.first(stream, 5))
-        assert sum(b.num_targets for parts in ranks for b in parts[stream].batches) == whole.num_targets
-        assert sum(b.num_tokens for parts in ranks for b in parts[stream].batches) == whole.num_tokens
+        assert {len(parts[stream].passes) for parts in ranks} == {math.ceil(math.ceil(5 / world_size) / micro)}
+        whole = Causal().make_batch(reader.first(stream, 5), range(5))
+        assert sum(b.num_targets for parts in ranks for b in parts[stream].batches()) == whole.num_targets
+        assert sum(b.num_tokens for parts in ranks for b in parts[stream].batches()) == whole.num_tokens
 
 
 def test_bits_per_byte_of_a_model_that_knows_nothing(reader: BlockReader, one_process: None) -> None:
     """Uniform over the vocabulary: each target costs log2(vocabulary) bits, and the sample has 2 bytes per token."""
 
     class Uniform(torch.nn.Module):
+        dtype = torch.float32
+
         def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
             return type("Out", (), {"logits": torch.zeros(*input_ids.shape, VOCABULARY)})
 
     model = Uniform().train()
-    found = validate(model, held_out(reader, ["zh", "en"], 3, 2, 0, 1), torch.device("cpu"))
+    found = validate(model, held_out(reader, ["zh", "en"], 3, 2, Causal(), 0, 1), torch.device("cpu"))
     shards = [reader.shards(s) for s in range(2)]
     for stream, part in zip(("zh", "en"), shards, strict=True):
         tokens, documents, size = (sum(getattr(s, name) for s in part) for name in ("tokens", "documents", "utf8_bytes"))
@@ -113,13 +116,12 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(reader: BlockReader, one_pr
 
 def test_bits_per_byte_does_not_depend_on_the_batching(reader: BlockReader, one_process: None, tmp_path: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(save_tiny_llama(tmp_path / "base")).eval()
-    found = [
-        validate(model, held_out(reader, ["zh"], 5, micro, 0, 1), torch.device("cpu"))["zh"]["bits_per_byte"] for micro in (1, 2, 4, 5)
-    ]
+    parts = [held_out(reader, ["zh"], 5, micro, Causal(), 0, 1) for micro in (1, 2, 4, 5)]
+    found = [validate(model, part, torch.device("cpu"))["zh"]["bits_per_byte"] for part in parts]
     assert found == pytest.approx([found[0]] * 4, rel=1e-6)
     with torch.no_grad():
         whole: Blocks = reader.first(0, 5)
-        batch = make_batch(whole)
+        batch = Causal().make_batch(whole, range(5))
         nats_per_target = float(sum_nats(model, batch)) / batch.num_targets
     shards = reader.shards(0)
     targets_per_byte = np.sum([s.tokens - s.documents for s in shards]) / np.sum([s.utf8_bytes for s in shards])
@@ -154,4 +156,4 @@ def test_a_compiled_model_keeps_documents_apart(tmp_path: Path) -> None:
     """What is compiled is traced, and transformers builds its masks in another way then; which compiler follows makes no difference."""
     model = load_model(str(save_tiny_llama(tmp_path / "base")))
     model.compile(backend="eager")
-    check_isolation(model)
+    check_isolation(model, Causal(), "best_fit")

@@ -9,9 +9,9 @@ from zhlm.errors import VerificationError
 from zhlm.pieces.extend import first_new_id
 from zhlm.pieces.reach import extend_reachable
 from zhlm.tokenizer.encode import HARD_TEXTS
+from zhlm.tokenizer.engines import Agreement
 from zhlm.tokenizer.load import tokenizer_json
 from zhlm.vocab import readings
-from zhlm.vocab.engines import Agreement
 from zhlm.vocab.readings import Readings, batches
 from zhlm.vocab.verify import Claim, conclude
 

@@ -15,11 +15,15 @@ from trained_tokenizers import (
     train_sentencepiece,
     train_wordpiece,
 )
+from zhlm.config.vocabulary import SpecialTokensConfig
 from zhlm.errors import VerificationError
 from zhlm.pieces.bytelevel import ByteLevel
 from zhlm.pieces.extend import extend, first_new_id
 from zhlm.pieces.learn import Learned
-from zhlm.vocab.verify import verify
+from zhlm.tokenizer.encode import HARD_TEXTS
+from zhlm.tokenizer.load import tokenizer_json
+from zhlm.tokenizer.special import add_special_tokens
+from zhlm.vocab.verify import Claim, conclude, verify
 
 
 def test_the_proof(tokenizer: PreTrainedTokenizerFast, chinese: list[str], english: list[str]) -> None:
@@ -86,3 +90,19 @@ def test_gigatoken_agrees_where_it_knows_the_kind(chinese: list[str], english: l
     base, learned = learned_on(tokenizer, chinese, 150)
     proof = verify(tokenizer, extend(tokenizer, base, learned), learned, first_new_id(tokenizer), chinese, english)
     assert "gigatoken cannot load" in proof.engine["reason"]
+
+
+def test_special_tokens_beside_pieces_are_no_text(other_tokenizer: PreTrainedTokenizerFast, chinese: list[str], english: list[str]) -> None:
+    base, learned = learned_on(other_tokenizer, chinese, 20)
+    extended, first = extend(other_tokenizer, base, learned), first_new_id(other_tokenizer)
+    special = add_special_tokens(extended, SpecialTokensConfig(pad_token="<|pad|>", sentinels=2))
+    rows = len(learned.pieces)
+    assert list(special.ids.values()) == list(range(first + rows, first + rows + 3))
+    claim = Claim(tokenizer_json(other_tokenizer), extended, learned, first, (), special.marked)
+    reader = claim.reader()
+    texts = [*chinese, "公园<|pad|>学校<extra_id_1>"]
+    proof = conclude(claim, reader.read(HARD_TEXTS), reader.read_all(texts), reader.read_all(english))
+    assert (proof.new_pieces, proof.special, proof.reachable) == (rows, 3, rows)
+    assert proof.old_texts_same == len(english)
+    with pytest.raises(VerificationError, match="'<eot>' is not read as its id 7"):
+        Claim(tokenizer_json(other_tokenizer), extended, learned, first, (), {"<eot>": 7}).reader()

@@ -6,7 +6,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zhlm.errors import BaseModelError, RunError
-from zhlm.objectives.bits import _windows, first_characters, measure
+from zhlm.inference.bits import _windows, first_characters, measure
 
 TEXTS = [
     "The rain stopped at seven.",
@@ -150,7 +150,7 @@ def test_windows_score_every_token_once_with_half_a_window_of_context(block_toke
 
 
 def test_a_tokenizer_without_the_token_asked_for_is_named():
-    with pytest.raises(BaseModelError, match=r"no bos token and pack.document_start is bos; set pack.document_start: none"):
+    with pytest.raises(BaseModelError, match=r"no bos or cls token and pack.document_start is bos; set pack.document_start: none"):
         scored(llama(256), byte_tokenizer(specials=()), TEXTS, start="bos")
 
 

@@ -8,19 +8,21 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from zhlm.adapt.new_rows import join_rows, split_rows
 from zhlm.config.schema import TrainConfig
 from zhlm.config.trained import LoraConfig
 from zhlm.model.choose import check_head, choose_linears, choose_modules, factors_of, frozen_parameters
 from zhlm.model.inspect import (
     block_counts,
     embedding_names,
+    has_plain_tables,
     is_tied,
     linear_names,
     linear_targets,
     table_modules,
     table_names,
 )
-from zhlm.model.new_rows import split_rows
+from zhlm.model.ties import says_what_is, tie_bias, tie_copies, unwarned
 
 
 def make_trainable(model: PreTrainedModel, train: TrainConfig, seed: int, new_rows: range | None = None) -> PreTrainedModel | PeftModel:
@@ -28,12 +30,16 @@ def make_trainable(model: PreTrainedModel, train: TrainConfig, seed: int, new_ro
 
     Raises: ConfigError when a name or pattern of `train` matches nothing, or the model's new rows cannot be trained alone.
     """
+    says_what_is(model)
     if train.lora is None:
         model.requires_grad_(True)
         _freeze(model, train)
         return model
+    tables = table_names(model)
     torch.manual_seed(seed)
-    adapted = get_peft_model(model, _peft_config(model, train, train.lora))
+    with unwarned():
+        adapted = get_peft_model(model, _peft_config(model, train, train.lora))
+    tie_copies(model, tables)
     if train.embeddings == "new_rows":
         assert new_rows, "which rows are new is known before training"
         split_rows(model, new_rows)
@@ -56,7 +62,7 @@ def _peft_config(model: PreTrainedModel, train: TrainConfig, lora: LoraConfig) -
     check_head(linears, tables, train, tied=is_tied(model))
     modules = choose_modules([name for name, _ in model.named_modules() if name], linears, tables, lora, kind)
     return PeftLoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=_task(model),
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -66,10 +72,25 @@ def _peft_config(model: PreTrainedModel, train: TrainConfig, lora: LoraConfig) -
         # Whole names: PEFT takes any name that ends so, q_norm for norm as well.
         modules_to_save=[*modules, *(embedding_names(model) if train.embeddings == "all" else [])] or None,
         # Without this, saving both embedding and head silently unties a tied model (twice the parameters, and they drift apart).
-        ensure_weight_tying=train.embeddings == "all" and is_tied(model),
+        ensure_weight_tying=train.embeddings == "all" and is_tied(model) and has_plain_tables(model),
         # GPT-2 keeps its weights as (in, out); PEFT switches to it by itself but warns.
         fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in model.modules()),
     )
+
+
+def _task(model: PreTrainedModel) -> str | None:
+    """By what PEFT chooses the class around the model; it has none for masked ones, which get the plain one."""
+    if model.config.is_encoder_decoder:
+        return "SEQ_2_SEQ_LM"
+    return "CAUSAL_LM" if model.can_generate() else None
+
+
+def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """A plain model of the base's class: LoRA and trained rows are in its weights, and what the base ties is tied. In place."""
+    plain = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    join_rows(plain)
+    tie_bias(plain)
+    return plain
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -5,9 +5,9 @@ from transformers import PreTrainedTokenizerFast
 from trained_tokenizers import chinese, english, gpt2_tokenizer, other_tokenizer, train_wordpiece
 from zhlm.errors import CorpusError
 from zhlm.pieces.kinds import take_apart
+from zhlm.pieces.worth import advice, check_script, per_character, unknown_share
 from zhlm.tokenizer.encode import TokenizersEncoder
 from zhlm.tokenizer.load import tokenizer_json
-from zhlm.vocab.worth import advice, check_script, per_character, unknown_share
 
 
 def test_text_of_a_known_script_is_refused(other_tokenizer: PreTrainedTokenizerFast, chinese: list[str], english: list[str]) -> None:

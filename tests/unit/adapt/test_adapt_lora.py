@@ -1,5 +1,6 @@
 """What is trained, what is frozen, and at which rate."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,28 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BloomConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    MT5Config,
+    PreTrainedModel,
+    RobertaConfig,
+    T5Config,
+)
 
 from conftest import save_tiny_llama
+from zhlm.adapt.lora import count_parameters, make_trainable, merged, parameter_groups, plain_name, trained_parameters
+from zhlm.adapt.new_rows import as_peft_saves
 from zhlm.checkpoint.state import TrainState, newest, save
 from zhlm.config.schema import TrainConfig
 from zhlm.errors import ConfigError
-from zhlm.model.lora import count_parameters, make_trainable, parameter_groups, plain_name, trained_parameters
-from zhlm.model.new_rows import as_trainable_tokens, join_rows
+from zhlm.model.inspect import is_tied
+from zhlm.model.load import load_model, model_from_config
+from zhlm.model.ties import unwarned
 from zhlm.storage import Place
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -121,23 +136,40 @@ def test_a_head_that_lora_would_spoil_is_no_target(folders: dict[bool, Path], ti
         make_trainable(load(folders, tied), train, 1)
 
 
+BERT = dict(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=48)
+T5 = dict(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
 KINDS = {
-    "gpt2": (GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=2, n_head=2), "ln_f"),
+    "gpt2": (GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=2, n_head=2), ["ln_f", "0.ln_1"]),
     "llama": (
         LlamaConfig(
             vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
             pad_token_id=0,
         ),
-        "norm",
+        ["norm", "0.input_layernorm"],
     ),
-    "bloom": (BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2), "ln_f"),
+    "bloom": (BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2), ["ln_f", "0.input_layernorm"]),
+    "bert": (BertConfig(**BERT), ["transform.LayerNorm", "0.output.LayerNorm"]),
+    "roberta": (RobertaConfig(**BERT, pad_token_id=1), ["lm_head.layer_norm", "0.output.LayerNorm"]),
+    "t5": (T5Config(**T5), ["decoder.final_layer_norm", "encoder.block.0.layer.0.layer_norm"]),
+    "mt5": (MT5Config(**T5), ["decoder.final_layer_norm", "encoder.block.0.layer.0.layer_norm"]),
 }  # fmt: skip
 
 
 def build(kind: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(KINDS[kind][0]).eval()
+    model = model_from_config(kind, copy.deepcopy(KINDS[kind][0]))
+    if kind == "mt5":  # as the hub has it; transformers draws it tied
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    with torch.no_grad():
+        if (bias := model.get_output_embeddings().bias) is not None:
+            bias.normal_()
     return model
+
+
+def logits_of(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    decoder = {"decoder_input_ids": ids.flip(1)} if model.config.is_encoder_decoder else {}
+    logits: torch.Tensor = model(input_ids=ids, **decoder).logits
+    return logits
 
 
 @pytest.mark.parametrize("embeddings", ["none", "new_rows", "all"])
@@ -146,26 +178,32 @@ def build(kind: str) -> PreTrainedModel:
 @pytest.mark.filterwarnings("ignore:You have requested .ensure_weight_tying.")
 def test_dora_and_saved_modules_are_saved_and_merged(kind: str, embeddings: str, tmp_path: Path) -> None:
     """As export does it: adapter/ loads on the base, merged/ is a plain model, both with the logits of training."""
-    norms = [KINDS[kind][1], "0.ln_1" if kind == "gpt2" else "0.input_layernorm"]
+    norms = KINDS[kind][1]
     lora = {"r": 4, "dora": True, "rslora": True, "modules_to_save": norms}
     model, ids = make_trainable(build(kind), settings(lora=lora, embeddings=embeddings), 1, range(30, 37)), torch.arange(40)[None, :32]
     names = [plain_name(n) for n in trained_parameters(model)]
     assert len(names) == len(set(names)) and any("lora_magnitude_vector" in n for n in names), "one copy of each"
     saved_whole = [n for n in names if any(n.rsplit(".", 1)[0].endswith(norm) for norm in norms)]
-    assert len(saved_whole) == (2 if kind == "llama" else 4), "a norm has a weight, and but for Llama a bias"
+    assert len(saved_whole) == (2 if kind in ("llama", "t5", "mt5") else 4), "a norm has a weight, and but for Llama and T5 a bias"
     with torch.no_grad():
         torch.manual_seed(3)
         for parameter in trained_parameters(model).values():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-        expected = model.eval()(input_ids=ids).logits
-        assert not torch.allclose(expected, build(kind)(input_ids=ids).logits, atol=0.01)
-        saved = as_trainable_tokens(model, build(kind)) if embeddings == "new_rows" else model
-        saved.save_pretrained(tmp_path, save_embedding_layers=False)
-        assert torch.allclose(PeftModel.from_pretrained(build(kind), tmp_path).eval()(input_ids=ids).logits, expected, atol=1e-5)
-        merged = model.merge_and_unload()
-        join_rows(merged)
-        assert torch.allclose(merged(input_ids=ids).logits, expected, atol=1e-5)
-    assert set(merged.state_dict()) == set(build(kind).state_dict())
+        expected = logits_of(model.eval(), ids)
+        assert not torch.allclose(expected, logits_of(build(kind), ids), atol=0.01)
+        saved = as_peft_saves(model, build(kind)) if embeddings == "new_rows" else model
+        saved.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+        with unwarned():
+            reloaded = PeftModel.from_pretrained(build(kind), tmp_path / "adapter").eval()
+        assert torch.allclose(logits_of(reloaded, ids), expected, atol=1e-5)
+        plain = merged(model)
+        assert torch.allclose(logits_of(plain, ids), expected, atol=1e-5)
+    before = build(kind)
+    assert set(plain.state_dict()) == set(before.state_dict()) and is_tied(plain) == is_tied(before) == (kind not in ("llama", "mt5"))
+    assert {n for n, _ in plain.named_parameters()} == {n for n, _ in before.named_parameters()}, "tied as before, biases too"
+    plain.save_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        assert torch.allclose(logits_of(load_model(str(tmp_path / "merged")), ids), expected, atol=1e-5)
 
 
 def test_a_checkpoint_holds_each_weight_once(folders: dict[bool, Path], tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Bits per byte of a causal model on whole documents: the one number that can be compared across vocabularies.
+"""Bits per byte of a causal model on whole documents: the one number that can be compared across vocabularies. What other objectives
+have in its place is in bits_prefix, bits_spans and bits_masked.
 
 A document stands alone: bos in front and eos behind it as the pack config says, nothing of its neighbours. The cost of the eos counts,
 because where a text ends is information too; the eos adds no byte. Without a bos nothing predicts the first token, so it and its bytes
@@ -9,22 +10,27 @@ Shape letters: R rows, T tokens of the longest row, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from zhlm.errors import BaseModelError, RunError
+from zhlm.tokenizer.special import STAND_INS, document_token
 
 LOGITS_PER_BATCH = 1 << 25
 """R x T x V of one forward pass, 128 MiB in float32."""
 
+Measure = Literal["causal", "continuation", "targets", "pseudo_likelihood"]
+"""What bits per byte are of. causal: a whole text. continuation: what follows a prefix, given the prefix. targets: what spans hide, given
+the rest. pseudo_likelihood: every token, given all others, which is no code for the text and below what any causal model can reach."""
+
 
 @dataclass(frozen=True)
 class StreamScore:
-    """What a model needs to write down the texts of one stream."""
+    """What a model needs to write down the texts of one stream, or that part of them which its objective measures."""
 
     bits_per_byte: float
     bits_per_character: float
@@ -37,6 +43,13 @@ class StreamScore:
     characters: int
     unknown_tokens: int
     """Pieces the tokenizer cannot spell. With any, bits per byte flatters: what they stood for is lost."""
+    measure: Measure = "causal"
+    sampled_tokens: int | None = None
+    """With pseudo-likelihood: so many of `tokens` were masked in turn, and stand for the others of their documents."""
+    masked_accuracy: float | None = None
+    """With pseudo-likelihood: share of targets whose likeliest token is the right one, when texts are masked as in training."""
+    masked_tokens: int | None = None
+    """Targets of masked_accuracy."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,7 @@ def measure(
 
     Raises: BaseModelError when the tokenizer lacks the bos or eos asked for, RunError when the texts hold nothing to predict.
     """
-    starts = special_ids(tokenizer, "bos") if document_start == "bos" else []
-    ends = special_ids(tokenizer, "eos") if document_end == "eos" else []
+    starts, ends = special_ids(tokenizer, document_start), special_ids(tokenizer, document_end)
     windows: list[_Window] = []
     utf8_bytes = characters = unknown_tokens = 0
     for text in texts:
@@ -73,27 +85,46 @@ def measure(
             left_out_tokens, left_out_chars = first_characters(encoding["offset_mapping"])
         utf8_bytes += len(text[left_out_chars:].encode())
         characters += len(text) - left_out_chars
-        unknown_tokens += ids.count(tokenizer.unk_token_id) if tokenizer.unk_token_id not in (None, *starts, *ends) else 0
+        unknown_tokens += count_unknown(tokenizer, ids, [*starts, *ends])
         windows += _windows([*starts, *ids, *ends], left_out_tokens, block_tokens)
+    nats = _score(model, windows, torch.device(device)) if utf8_bytes else 0.0
+    tokens = sum(len(w.tokens) - w.scored_from for w in windows)
+    return make_score("causal", nats, len(texts), tokens, utf8_bytes, characters, unknown_tokens)
+
+
+def make_score(
+    measure: Measure, nats: float, documents: int, tokens: int, utf8_bytes: float, characters: float, unknown_tokens: int, **more: Any
+) -> StreamScore:
+    """A score from the sums over documents. Raises: RunError when nothing was predicted."""
     if not utf8_bytes:
         raise RunError(
-            f"evaluate: {len(texts)} held-out documents hold nothing to predict, their first character aside; hold out longer ones"
+            f"evaluate: {documents} held-out documents hold nothing to predict, their first character aside; hold out longer ones"
         )
-    nats = _score(model, windows, torch.device(device))
     bits = nats / math.log(2)
-    tokens = sum(len(w.tokens) - w.scored_from for w in windows)
-    return StreamScore(bits / utf8_bytes, bits / characters, len(texts), tokens, nats, utf8_bytes, characters, unknown_tokens)
+    sums = (documents, tokens, nats, round(utf8_bytes), round(characters), unknown_tokens)
+    return StreamScore(bits / utf8_bytes, bits / characters, *sums, measure=measure, **more)
 
 
-def special_ids(tokenizer: Any, name: str) -> list[int]:
-    """The id of the bos or eos, as a list of one. Raises: BaseModelError when the tokenizer has none."""
-    found = getattr(tokenizer, f"{name}_token_id")
+def special_ids(tokenizer: Any, wanted: str) -> list[int]:
+    """The id of what stands before (`wanted` is bos) or behind (eos) a document, as a list of one; nothing for none.
+
+    Raises: BaseModelError when the tokenizer has no such token.
+    """
+    if wanted == "none":
+        return []
+    found = document_token(tokenizer, wanted)
     if found is None:
-        key = "document_start" if name == "bos" else "document_end"
+        key = "document_start" if wanted == "bos" else "document_end"
         raise BaseModelError(
-            f"evaluate: the tokenizer {tokenizer.name_or_path} has no {name} token and pack.{key} is {name}; set pack.{key}: none"
+            f"evaluate: the tokenizer {tokenizer.name_or_path} has no {' or '.join(STAND_INS[wanted])} token and pack.{key} is {wanted}; "
+            f"set pack.{key}: none, or add one with vocab.special_tokens.{wanted}_token"
         )
-    return [int(found)]
+    return [found.id]
+
+
+def count_unknown(tokenizer: Any, ids: Sequence[int], around: Sequence[int]) -> int:
+    """Pieces that only say that there was something. Where the same id stands around documents, it says nothing."""
+    return ids.count(tokenizer.unk_token_id) if tokenizer.unk_token_id not in (None, *around) else 0
 
 
 def first_characters(offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -128,14 +159,20 @@ def _windows(tokens: list[int], first_scored: int, block_tokens: int) -> list[_W
 def _score(model: Any, windows: Sequence[_Window], device: torch.device) -> float:
     """Nats of all scored tokens. Windows of like length share a forward pass; the sum does not depend on how they were grouped."""
     nats = [0.0] * len(windows)
-    order = sorted(range(len(windows)), key=lambda i: (-len(windows[i].tokens), i))
-    per_row = model.config.get_text_config().vocab_size
-    while order:
-        num_rows = max(1, LOGITS_PER_BATCH // (per_row * len(windows[order[0]].tokens)))
-        batch, order = order[:num_rows], order[num_rows:]
-        for index, row in zip(batch, _score_batch(model, [windows[i] for i in batch], device), strict=True):
+    for group in groups_of([len(w.tokens) for w in windows], model):
+        for index, row in zip(group, _score_batch(model, [windows[i] for i in group], device), strict=True):
             nats[index] = row
     return math.fsum(nats)
+
+
+def groups_of(lengths: Sequence[int], model: Any) -> Iterator[list[int]]:
+    """The numbers of rows, of which these are the lengths in tokens: like lengths together, as many as one forward pass takes."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    vocabulary = model.config.get_text_config().vocab_size
+    while order:
+        num_rows = max(1, LOGITS_PER_BATCH // (vocabulary * lengths[order[0]]))
+        yield order[:num_rows]
+        order = order[num_rows:]
 
 
 @torch.inference_mode()
