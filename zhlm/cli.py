@@ -81,7 +81,13 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--verify", action="store_true", help="read every shard again: hash, counts, document ends, ids")
     which.add_argument("--repair", action="store_true", help="throw away what is damaged; the next `zhlm run` packs just that again")
     which.add_argument("--order", type=_number(int, 1, 10**12), metavar="STEP", help="the blocks of an optimizer step and of the next ones")
-    which.add_argument("--show", type=_number(int, 0, 10**15), metavar="N", help="block N of the training order (from 0) as text")
+    which.add_argument("--show", type=_number(int, 0, 10**15), metavar="N", help="block N of the training order (from 0) as the model sees it")
+    blocks.add_argument(
+        "--objective",
+        choices=("causal", "masked", "span_corruption", "prefix"),
+        metavar="NAME",
+        help="with --show: as it is under causal, masked, span_corruption or prefix (the run's own)",
+    )
 
     model = _verb(verbs, "model", _model, "print what a base is made of, its linear layers, and what LoRA would train; loads no weights")
     model.add_argument("base", metavar="BASE", help="hub name, or a folder such as runs/sample/vocab")
@@ -217,6 +223,8 @@ def _blocks(options: argparse.Namespace) -> int:
     from zhlm.blocks import inspect
     from zhlm.storage import Place, Run
 
+    if options.objective is not None and options.show is None:
+        raise ConfigError("blocks: --objective says how to show a block; name one with --show N")
     opened = inspect.open_blocks(Run(Place(_run_folder(options.run))))
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
     if options.verify:
@@ -229,7 +237,7 @@ def _blocks(options: argparse.Namespace) -> int:
     if options.order is not None:
         inspect.show_order(opened, options.order, console)
     elif options.show is not None:
-        inspect.show_block(opened, options.show, console)
+        inspect.show_block(opened, options.show, console, options.objective)
     else:
         inspect.show_overview(opened, console)
     return 0

@@ -22,7 +22,7 @@ OPTIONS = {
     "jobs": ["--address"],
     "logs": ["id", "--address", "--follow"],
     "stop": ["id", "--address"],
-    "blocks": ["run", "--verify", "--repair", "--order", "--show"],
+    "blocks": ["run", "--verify", "--repair", "--order", "--show", "--objective"],
     "model": ["base"],
     "vocab": [
         "base", "--corpus", "--old", "--out", "--rows", "--init", "--compare-init", "--word-list", "--force", "--set", "--verify", "--base",

@@ -20,6 +20,7 @@ from zhlm.blocks.read import BlockReader, training_reader
 from zhlm.blocks.store import SPLITS, Ledger, Part, Plan, Shard, bytes_of, read_plan
 from zhlm.blocks.verify import bad_shards, of_plan, repair
 from zhlm.config.load import load_config
+from zhlm.config.objective import BY_NAME
 from zhlm.config.schema import RunConfig
 from zhlm.corpus.changes import changed_since
 from zhlm.errors import RunError
@@ -145,32 +146,40 @@ def show_order(opened: Opened, step: int, console: Console) -> None:
     console.print(table)
 
 
-def show_block(opened: Opened, index: int, console: Console) -> None:
-    """A block of the training order as text, document by document."""
+def show_block(opened: Opened, index: int, console: Console, objective: str | None = None) -> None:
+    """A block of the training order as the model sees it, document by document: under the run's objective, or under another one, with
+    that one's defaults.
+
+    Raises: RunError for a block or a tokenizer that is not there; BaseModelError or ConfigError when the tokenizer lacks what it needs.
+    """
     config = opened.config
+    if objective not in (None, config.objective.name):
+        config = config.model_copy(update={"objective": BY_NAME[objective]()})
     with opened.asking(f"block {index}") as reader:
         (address,), blocks = reader.addresses([index]), reader.read([index])
         source = reader.source(index)
-    # By name: the tokenizer's room needs transformers, which the other views do without.
+    # By name: these need transformers and torch, which the other views do without.
     room = importlib.import_module("zhlm.tokenizer.load")
-    model = opened.run.base_model(config)
-    tokenizer = room.load_tokenizer(model, None if config.vocab else config.base.revision)
+    model, revision = opened.run.base_model(config), None if config.vocab else config.base.revision
+    tokenizer = room.load_tokenizer(model, revision)
     packed, now = opened.plan.recipe.get("tokenizer"), room.digest_of(tokenizer)
     if packed not in (None, now):
         raise RunError(f"blocks: {opened.run.folder} was packed with the tokenizer {packed}, that of {model} is {now}; run `zhlm run FILE`")
-    ids_T, ends = blocks.ids_BT[0], [int(e) for e in blocks.ends[0]]
+    seen = importlib.import_module("zhlm.blocks.seen").see(config, tokenizer, model, revision, blocks, index)
+    ends, room_T = [int(e) for e in blocks.ends[0]], len(blocks.ids_BT[0])
     stream = config.streams[address.stream].name
     console.print(
         Text(
             f"block {index:,}: stream {stream}, epoch {address.epoch}, shard {address.shard}, row {address.row}, from {source}\n"
-            f"{ends[-1]:,} of {len(ids_T):,} tokens (fill {ends[-1] / len(ids_T):.1%}), {len(ends)} documents or pieces of one",
+            f"{ends[-1]:,} of {room_T:,} tokens (fill {ends[-1] / room_T:.1%}), {len(ends)} documents or pieces of one\n{seen.summary}",
             "bold",
         )
     )
-    for number, (start, end) in enumerate(pairwise([0, *ends]), 1):
-        console.print(Text(f"---- {number}: {end - start:,} tokens", "dim"))
-        text = tokenizer.decode(ids_T[start:end].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        console.print(Text(text, COLOURS[number % len(COLOURS)]))
+    for number, ((start, end), document) in enumerate(zip(pairwise([0, *ends]), seen.documents, strict=True), 1):
+        console.print(Text(f"---- {number}: {end - start:,} tokens{document.note}", "dim"))
+        colour = COLOURS[number % len(COLOURS)]
+        for line in document.lines:
+            console.print(Text.assemble(*((text, f"{colour} reverse" if stands_out else colour) for text, stands_out in line)))
 
 
 def verify_blocks(opened: Opened, console: Console) -> int:

@@ -189,7 +189,8 @@ class TrainConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     precision: Precision = "float32"
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """What the workers share out: nothing, optimizer states (1), gradients too (2), weights too (3). With bfloat16, 0 is done as 1."""
+    """What the workers share out: nothing, optimizer states (1), gradients too (2), weights too (3). With bfloat16, 0 is done as 1; in
+    float32, one worker alone does without, unless something is offloaded."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """optimizer: ZeRO keeps the optimizer state in CPU memory. all: the weights too, with zero_stage 3."""
     lora: LoraConfig | None = LoraConfig()
@@ -253,6 +254,13 @@ class TrainConfig(Section):
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError(f"offload: all needs zero_stage 3, and zero_stage is {self.zero_stage}; set zero_stage: 3")
         return self
+
+    def stage_for(self, workers: int) -> int:
+        """The ZeRO stage that DeepSpeed is asked for. A worker alone has nobody to share with, and is faster without ZeRO's copies. With
+        bfloat16 it is 1 at least: otherwise DeepSpeed keeps the float32 masters where no checkpoint can reach them."""
+        if self.precision == "bfloat16":
+            return max(self.zero_stage, 1)
+        return self.zero_stage if workers > 1 or self.offload != "none" else 0
 
 
 class ResourcesConfig(Section):

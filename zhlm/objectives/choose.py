@@ -23,6 +23,17 @@ def objective_of(config: RunConfig, tokenizer: Any, model_config: Any) -> BatchM
     the blocks are too long for it.
     """
     check_fits(config.objective, model_config.to_dict(), config.base.model)
+    made = maker_of(config, tokenizer, model_config)
+    if isinstance(made, Prefix) or (isinstance(made, Masked) and made.packed):
+        _check_window(config, model_config)
+    return made
+
+
+def maker_of(config: RunConfig, tokenizer: Any, model_config: Any) -> BatchMaker:
+    """What the objective of a run makes of its blocks, whether or not the model is of a class that takes it.
+
+    Raises: as `objective_of`, for the tokenizer and the blocks.
+    """
     made: BatchMaker = KINDS[config.objective.name].of(config.objective, tokenizer, model_config, config.seed)
     if isinstance(made, SpanCorruption):
         made.check_block(config.pack.block_tokens)
@@ -30,8 +41,6 @@ def objective_of(config: RunConfig, tokenizer: Any, model_config: Any) -> BatchM
         return replace(made, left_padding=tokenizer.padding_side == "left")
     if isinstance(made, Masked) and config.pack.packing == "none":
         return replace(made, packed=False)
-    if isinstance(made, Masked | Prefix):
-        _check_window(config, model_config)
     return made
 
 

@@ -55,12 +55,12 @@ def worker_memory(config: RunConfig, shape: ModelShape, workers: int) -> list[Me
     """What one of so many workers holds while it trains, largest moment of a step."""
     train, counts = config.train, count_parameters(config, shape)
     value_bytes = 2 if train.precision == "bfloat16" else 4
-    zero = max(train.zero_stage, 1) if train.precision == "bfloat16" else train.zero_stage  # as train/engine.py does it
+    zero = train.stage_for(workers)
     sharded = {stage: workers if zero >= stage else 1 for stage in (1, 2, 3)}
     copied_by = workers if train.lora is None else sharded[1]
     all_weights = (counts.trainable + counts.frozen) * value_bytes
     kept, weights = all_weights // sharded[3], all_weights
-    if train.zero_stage == 3:
+    if zero == 3:
         # A layer is gathered whole while it computes; the embedding is the widest one.
         parts = parameters(shape)
         one_block = (parts["attention"] + parts["mlp"]) // sum(shape.blocks.values())

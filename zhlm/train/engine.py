@@ -1,5 +1,6 @@
 """DeepSpeed behind five verbs: the only module that knows its config, its losses' scaling and its optimizer wrapping."""
 
+import math
 import os
 from typing import Any
 
@@ -18,8 +19,8 @@ ONE_FILE_BYTES = 2 << 30
 
 def deepspeed_config(train: TrainConfig, share: Share, world_size: int) -> dict[str, Any]:
     """The whole DeepSpeed dict. The optimizer and the schedule are ours, so neither appears in it."""
-    # Without ZeRO, DeepSpeed keeps the float32 masters of bfloat16 weights where no checkpoint can reach them.
-    zero: dict[str, Any] = {"stage": max(train.zero_stage, 1) if train.precision == "bfloat16" else train.zero_stage}
+    stage = train.stage_for(world_size)
+    zero: dict[str, Any] = {"stage": stage}
     if train.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if train.offload == "all":
@@ -30,7 +31,9 @@ def deepspeed_config(train: TrainConfig, share: Share, world_size: int) -> dict[
         "train_batch_size": share.micro_blocks * share.accumulation * world_size,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps offloaded states too, and needs no compiler
-        "gradient_clipping": train.max_grad_norm or 0.0,
+        "gradient_clipping": train.max_grad_norm or 0.0
+        if stage
+        else 0.0,  # without ZeRO, `Engine` clips: DeepSpeed would not tell the norm
         "bf16": {"enabled": train.precision == "bfloat16"},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
@@ -49,7 +52,9 @@ class Engine:
         groups = parameter_groups(model, train)
         self._peak_rates = [g.pop("peak_rate") for g in groups]
         config = deepspeed_config(train, share, self._world_size)
-        if train.zero_stage == 3:
+        self._plain = config["zero_optimization"]["stage"] == 0
+        self._most_norm, self._norm = train.max_grad_norm or math.inf, 0.0
+        if config["zero_optimization"]["stage"] == 3:
             _shard(deepspeed, model, config, device)
         else:
             model.to(device)
@@ -69,7 +74,11 @@ class Engine:
         self.deepspeed.backward(nats * (self._world_size / num_targets_of_step), scale_wrt_gas=False)
 
     def end_pass(self) -> None:
-        """DeepSpeed counts passes itself, and steps the optimizer after the last one of a step."""
+        """DeepSpeed counts passes itself, and steps the optimizer after the last one of a step; not where the gradients are not finite."""
+        if self._plain and self.deepspeed.is_gradient_accumulation_boundary():
+            self._norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._most_norm))
+            if not math.isfinite(self._norm):
+                return
         self.deepspeed.step()
 
     def set_rates(self, factor: float) -> None:
@@ -78,6 +87,8 @@ class Engine:
 
     def grad_norm(self) -> float | None:
         """Of the last step, before clipping; DeepSpeed may not know it where it does not clip."""
+        if self._plain:
+            return self._norm
         norm = self.deepspeed.get_global_grad_norm()
         return None if norm is None else float(norm)
 

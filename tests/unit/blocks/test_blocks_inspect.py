@@ -114,13 +114,21 @@ def test_a_block_is_shown_as_text(run: Run, tmp_path: Path, said: Callable[..., 
     save_tiny_llama(tmp_path / "base")
     capsys.readouterr()
     out = said("--show", "4")
-    head, fill, *documents = out.splitlines()
+    head, fill, objective, *documents = out.splitlines()
     assert head == "block 4: stream zh, epoch 0, shard 1, row 7, from zh-1"
     assert fill == "31 of 32 tokens (fill 96.9%), 2 documents or pieces of one"
-    assert documents == ["---- 1: 12 tokens", "QRSTUVWXYZ[\\", "---- 2: 19 tokens", "]^_`abcdefghijklmno"]
+    assert objective == "objective causal: 29 of 31 tokens are learned, each from those before it in its document"
+    assert documents == [
+        "---- 1: 12 tokens at positions 0 to 11",
+        "sees    Q|R|S|T|U|V|W|X|Y|Z|[|\\",
+        "learns  R|S|T|U|V|W|X|Y|Z|[|\\|-",
+        "---- 2: 19 tokens at positions 0 to 18",
+        "sees    ]|^|_|`|a|b|c|d|e|f|g|h|i|j|k|l|m|n|o",
+        "learns  ^|_|`|a|b|c|d|e|f|g|h|i|j|k|l|m|n|o|-",
+    ]
     terminal = StringIO()
     show_block(open_blocks(run), 4, Console(file=terminal, force_terminal=True, color_system="standard"))
-    assert "\x1b[32mQRSTUVWXYZ[\\" in terminal.getvalue() and "\x1b[33m]^_`abcdefghijklmno" in terminal.getvalue()
+    assert "\x1b[32mQ|R|S|T" in terminal.getvalue() and "\x1b[33m]|^|_|`" in terminal.getvalue()
 
 
 def test_a_sound_store_is_said_to_be_so(said: Callable[..., str]) -> None:

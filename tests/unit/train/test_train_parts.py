@@ -44,6 +44,9 @@ def test_settings_reach_deepspeed() -> None:
     other = deepspeed_of(zero_stage=3, offload="optimizer", precision="bfloat16", max_grad_norm=0.5)
     assert other["zero_optimization"] == {"stage": 3, "offload_optimizer": {"device": "cpu"}}
     assert deepspeed_of(zero_stage=0, precision="bfloat16")["zero_optimization"] == {"stage": 1}
+    alone = deepspeed_of(1, zero_stage=3, max_grad_norm=0.5)
+    assert alone["zero_optimization"] == {"stage": 0} and alone["gradient_clipping"] == 0.0, "the engine clips"
+    assert deepspeed_of(1, zero_stage=2, offload="optimizer")["zero_optimization"]["stage"] == 2
     everything = deepspeed_of(zero_stage=3, offload="all")["zero_optimization"]
     assert everything == {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
     assert other["gradient_clipping"] == 0.5 and other["bf16"] == {"enabled": True}
@@ -56,11 +59,12 @@ def test_settings_reach_deepspeed() -> None:
 def test_deepspeed_itself_accepts_the_dict(settings: dict[str, Any]) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    made = deepspeed_of(1, **settings)
+    made = deepspeed_of(2, **settings)
+    made["train_batch_size"] //= 2  # without a process group it counts one rank
     accepted = DeepSpeedConfig(made)
     assert accepted.zero_config.stage == settings["zero_stage"]
     assert accepted.gradient_accumulation_steps == made["gradient_accumulation_steps"]
-    assert accepted.gradient_clipping == 1.0
+    assert accepted.gradient_clipping == made["gradient_clipping"] == (1.0 if settings["zero_stage"] else 0.0)
 
 
 def test_metrics_are_rows_and_a_restart_forgets_what_will_be_told_again(tmp_path: Path) -> None:
