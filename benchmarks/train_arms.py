@@ -191,14 +191,15 @@ def by_hand(arm: str, config: RunConfig) -> dict[str, Any] | None:
 
     steps = config.train.steps
     assert steps is not None, "the benchmark sets it"
-    if arm != "bare":
+    if not arm.startswith("bare"):
         os.environ |= {"DS_ACCELERATOR": "cpu"}
     if "RANK" in os.environ and arm != "transformers":
         distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
     if arm == "transformers":
         train_loops.transformers_trainer(config, steps, each_step, deepspeed=True)
     else:
-        train_loops.train(train_loops.Torch if arm == "bare" else train_loops.DeepSpeed, config, steps, each_step)
+        kinds = {"bare": train_loops.Torch, "bare_moved": train_loops.Moved, "deepspeed": train_loops.DeepSpeed}
+        train_loops.train(kinds[arm], config, steps, each_step)
     return {"losses": losses, "step_s": seconds, "first_step_at": at[0]} if int(os.environ.get("RANK", "0")) == 0 else None
 
 

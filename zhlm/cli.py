@@ -75,19 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     stop.add_argument("id", metavar="ID", help="as `zhlm jobs` shows it")
     _address_option(stop)
 
-    blocks = _verb(verbs, "blocks", _blocks, "show the packed blocks of a run, verify and repair them, print their order")
-    blocks.add_argument("run", metavar="RUN", help="run folder, such as runs/sample")
-    which = blocks.add_mutually_exclusive_group()
-    which.add_argument("--verify", action="store_true", help="read every shard again: hash, counts, document ends, ids")
-    which.add_argument("--repair", action="store_true", help="throw away what is damaged; the next `zhlm run` packs just that again")
-    which.add_argument("--order", type=_number(int, 1, 10**12), metavar="STEP", help="the blocks of an optimizer step and of the next ones")
-    which.add_argument("--show", type=_number(int, 0, 10**15), metavar="N", help="block N of the training order (from 0) as the model sees it")
-    blocks.add_argument(
-        "--objective",
-        choices=("causal", "masked", "span_corruption", "prefix"),
-        metavar="NAME",
-        help="with --show: as it is under causal, masked, span_corruption or prefix (the run's own)",
-    )
+    _blocks_options(_verb(verbs, "blocks", _blocks, "show the packed blocks of a run, verify and repair them, print their order"))
 
     model = _verb(verbs, "model", _model, "print what a base is made of, its linear layers, and what LoRA would train; loads no weights")
     model.add_argument("base", metavar="BASE", help="hub name, or a folder such as runs/sample/vocab")
@@ -122,6 +110,23 @@ def _address_option(parser: argparse.ArgumentParser) -> None:
     default = os.environ.get("RAY_API_SERVER_ADDRESS", ADDRESS)
     parser.add_argument(
         "--address", metavar="URL", default=default, help=f"the cluster's dashboard (RAY_API_SERVER_ADDRESS, else {ADDRESS})"
+    )
+
+
+def _blocks_options(blocks: argparse.ArgumentParser) -> None:
+    blocks.add_argument("run", metavar="RUN", help="run folder, such as runs/sample")
+    which = blocks.add_mutually_exclusive_group()
+    which.add_argument("--verify", action="store_true", help="read every shard again: hash, counts, document ends, ids")
+    which.add_argument("--repair", action="store_true", help="throw away what is damaged; the next `zhlm run` packs just that again")
+    which.add_argument("--order", type=_number(int, 1, 10**12), metavar="STEP", help="the blocks of an optimizer step and of the next ones")
+    which.add_argument(
+        "--show", type=_number(int, 0, 10**15), metavar="N", help="block N of the training order (from 0) as the model sees it"
+    )
+    blocks.add_argument(
+        "--objective",
+        choices=("causal", "masked", "span_corruption", "prefix"),
+        metavar="NAME",
+        help="with --show: as it is under causal, masked, span_corruption or prefix (the run's own)",
     )
 
 

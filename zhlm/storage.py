@@ -31,9 +31,9 @@ from zhlm.errors import RunError, StorageError
 SAMPLE_SCHEME = "sample://"
 MANIFEST = "manifest.json"
 STARTED = "started.json"
+"""Written into a stage's folder before its work, so that a later run knows whose unfinished output lies there."""
 TRACKER_IDS = "trackers.json"
 """Beside the checkpoints, so that a training that begins anew is another run to the trackers, and one that goes on is the same."""
-"""Written into a stage's folder before its work, so that a later run knows whose unfinished output lies there."""
 BLOCK_STORE = "_blocks"
 """No run can have this name."""
 

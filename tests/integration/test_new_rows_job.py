@@ -1,21 +1,18 @@
-"""Training only the new rows: under every ZeRO stage, tied and untied, through checkpoint, resume and export."""
+"""Training only the new rows: under every ZeRO stage, tied or not, through checkpoint, resume and export; two workers in test_matrix.py."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file
 from torch import distributed
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from conftest import VOCABULARY, run_data, save_tiny_llama, write_blocks
+from conftest import VOCABULARY, run_data, save_tiny_llama
 from zhlm.adapt.lora import make_trainable
 from zhlm.adapt.new_rows import new_rows_of
 from zhlm.checkpoint.state import Checkpoint, TrainState, newest, save
@@ -26,10 +23,7 @@ from zhlm.objectives.batch import sum_nats
 from zhlm.objectives.causal import Causal
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
-from zhlm.train import job
-from zhlm.train.board import Board
 from zhlm.train.engine import Engine, load_trainable
-from zhlm.train.loop import train_worker
 from zhlm.train.schedule import share_of
 
 ADDED, PADDING, STEPS = 9, 4, 4
@@ -106,17 +100,6 @@ def train(config: RunConfig, found: Checkpoint | None) -> list[float]:
     return losses
 
 
-def train_and_resume(settings: dict[str, Any]) -> None:
-    """On a Ray Train worker: train to the end, forget the last checkpoint, and go on from the one before, in the same processes."""
-    once = Path(settings.pop("once"))
-    train_worker(dict(settings))
-    distributed.barrier()
-    if distributed.get_rank() == 0:
-        (Path(settings["folder"]) / "checkpoints" / f"step_{STEPS:08d}").rename(once / f"step_{STEPS:08d}")
-    distributed.barrier()
-    train_worker(dict(settings))
-
-
 def trained(checkpoints: Place) -> dict[str, torch.Tensor]:
     found, _ = newest(checkpoints)
     assert found is not None and found.state.step == STEPS
@@ -140,24 +123,6 @@ def test_old_rows_stay_through_training_resume_and_export(tmp_path: Path, proces
     resumed = trained(run.checkpoints)
     assert all(torch.equal(resumed[name], once[name]) for name in once) and set(resumed) == set(once)
     check_export(config, tied, once)
-
-
-@pytest.mark.timeout(240)
-def test_old_rows_stay_when_two_workers_hold_a_half_of_each(tmp_path: Path, ray_local: None) -> None:
-    config = extended(tmp_path, tied=False, zero_stage=3, steps=STEPS, checkpoint_every=2)
-    run = Run.of(config)
-    write_blocks(run.folder.path, ["zh", "en"])
-    once = tmp_path / "once"
-    once.mkdir()
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    board = Board.remote()  # type: ignore[attr-defined]
-    settings = {"config": config.model_dump_json(), "folder": str(run.folder), "steps": STEPS, "board": board, "once": str(once)}
-    scaling, gloo = job.scaling_config(config.resources), TorchConfig(backend="gloo")
-    TorchTrainer(train_and_resume, train_loop_config=settings, scaling_config=scaling, torch_config=gloo).fit()
-    assert ray.get(board.take.remote())[2] is None
-    first, resumed = trained(Place(once)), trained(run.checkpoints)
-    assert all(torch.equal(resumed[name], first[name]) for name in first) and set(resumed) == set(first)
-    check_export(config, False, resumed)
 
 
 def check_export(config: RunConfig, tied: bool, parameters: dict[str, torch.Tensor]) -> None:

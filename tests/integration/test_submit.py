@@ -27,7 +27,7 @@ streams: [{name: zh, role: new, paths: [zh.txt]}]
 train: {steps: 1}
 """
 JOBS = {
-    "count.py": "import time\nfor i in range(3):\n    print(f'\u7b2c {i}', flush=True)\n    time.sleep(2)\n",
+    "count.py": "import time\nfor i in range(3):\n    print(f'\u7b2c {i}', flush=True)\n    time.sleep(1.5)\n",
     "mistake.py": "import sys\nprint('zhlm: pack: wrong')\nsys.exit(2)\n",
     "sleep.py": "import time\nprint('asleep', flush=True)\ntime.sleep(200)\n",
 }
@@ -165,6 +165,7 @@ SMALL = {
     "vocab.add_rows": 64,
     "pack.block_tokens": 128,
     "train.steps": 6,
+    "resources.workers": 1,
     "evaluate.documents": 10,
 }
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import distributed
 from conftest import run_data, save_tiny_llama, write_blocks
 from zhlm.blocks.read import training_reader
 from zhlm.blocks.store import LEDGER, beat
+from zhlm.checkpoint.made_for import made_for
 from zhlm.checkpoint.state import newest
 from zhlm.config.schema import RunConfig
 from zhlm.errors import DeadlineError, RunError, TrainError
@@ -34,6 +35,10 @@ from zhlm.train.board import Board
 from zhlm.train.loop import train_worker
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(240)]
+
+
+TWICE = ("full", "zero3", "plain")
+"""Trained to the end, and once more from half-way."""
 
 
 def prepare(folder: Path, *, workers: int = 2, tied: bool = True, **train: Any) -> RunConfig:
@@ -76,15 +81,40 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """Runs that one group of two workers trained, and what went wrong with each."""
+
+    configs: dict[str, RunConfig]
+    problems: dict[str, Exception | None]
+
+
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def group(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A calm run; three that train 4 steps, and again from their checkpoints of step 2; three that end early."""
+    folder = tmp_path_factory.mktemp("group")
+    half = {"steps": 4, "checkpoint_every": 2}
+    asked: dict[str, dict[str, Any]] = {
+        "calm": {"steps": 12, "trace_blocks": True},
+        "full": {**half, "zero_stage": 2, "lora": None},
+        "zero3": {**half, "zero_stage": 3, "precision": "bfloat16", "gradient_checkpointing": True},
+        "plain": {**half, "zero_stage": 2, "lora": {"r": 4, "dropout": 0.0}},
+        "stopping": {"validate_every": 2, "early_stop": {"patience": 1, "min_delta": 9.0}},
+        "exploding": {"learning_rate": 1e3, "lora": {"r": 4, "alpha": 3e38}, "warmup_share": 0.0},
+        "greedy": {"global_batch_blocks": 1 << 40, "micro_batch_blocks": 1 << 40},
+    }
+    configs = {name: prepare(folder / name, **train) for name, train in asked.items()}
+    for name in TWICE:
+        (Run.of(configs[name]).folder.path / "first").mkdir()
+    names = ["calm", *TWICE, *TWICE, "stopping", "exploding", "greedy"]
+    problems = train_in_one_group([configs[name] for name in names])
+    return Trained(configs, dict(zip(names, problems, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def calm(group: Trained) -> RunConfig:
     """A run that nothing happens to."""
-    config = prepare(tmp_path_factory.mktemp("calm"), steps=12, trace_blocks=True)
-    seen: list[Progress] = []
-    facts = job.run(config, seen.append)
-    assert facts["steps"] == 12 and facts["restarts"] == 0
-    assert seen[-1].done == seen[-1].total == 12
-    return config
+    return group.configs["calm"]
 
 
 def test_training_lowers_the_loss_and_validates(calm: RunConfig) -> None:
@@ -98,8 +128,6 @@ def test_training_lowers_the_loss_and_validates(calm: RunConfig) -> None:
     assert [r["step"] for r in rows if r.get("checkpoint_blocked_s", -1) >= 0] == [4, 8, 12]
     found, _ = newest(Run.of(calm).checkpoints)
     assert found is not None and found.facts.validation == validated[12] and found.facts.made_for["block_tokens"] == 32
-    (events,) = (Run.of(calm).folder.path / "tensorboard").iterdir()
-    assert events.stat().st_size > 100 * len(rows), "TensorBoard has the rows too"
     assert all(0 <= r["data_wait_share"] < 0.5 and r["tokens_per_s"] > 0 and "packed_share" not in r for r in rows if "loss_nats" in r)
 
 
@@ -156,15 +184,21 @@ def test_waiting_for_the_packer_and_a_killed_worker_change_nothing(
     hit = prepare(tmp_path, steps=12, trace_blocks=True)
     packer, killer = Packs(hit, fails=False), KillsAWorker(at_step=6)
 
+    seen: list[Progress] = []
+
     def report(progress: Progress) -> None:
+        seen.append(progress)
         packer(progress)
         killer(progress)
 
     facts = job.run(hit, report)
+    assert facts["steps"] == seen[-1].done == seen[-1].total == 12
     assert packer.seen and "stream" in packer.seen[0]
     assert killer.killed and facts["restarts"] == 1
     assert losses(hit) == losses(calm) and consumed(hit) == consumed(calm)
     assert largest_difference(final_weights(calm), final_weights(hit)) == 0.0, "same workers, float32: the same bits, dropout included"
+    (events,) = (Run.of(hit).folder.path / "tensorboard").iterdir()
+    assert events.stat().st_size > 100 * len(Run.of(hit).metrics.read_text().splitlines()), "TensorBoard has the rows too"
 
 
 def test_a_packer_that_fails_while_training_waits_is_named(tmp_path: Path) -> None:
@@ -193,12 +227,10 @@ def test_workers_that_cannot_start_end_in_a_named_error(tmp_path: Path) -> None:
         ray.kill(other)
 
 
-def test_too_little_memory_is_one_line_and_starts_nobody_again(tmp_path: Path) -> None:
-    greedy = prepare(tmp_path, global_batch_blocks=1 << 40, micro_batch_blocks=1 << 40)
-    with pytest.raises(
-        TrainError, match=r"^train: out of memory in building the model, where \d+\.00 GiB more were asked.*lower train\.micro_batch"
-    ):
-        job.run(greedy, lambda _: None)
+def test_too_little_memory_is_one_line(group: Trained) -> None:
+    """For which nobody is started again: tests/unit/train/test_train_shortage.py."""
+    said = r"^train: out of memory in building the model, where \d+\.00 GiB more were asked.*lower train\.micro_batch"
+    assert re.search(said, str(group.problems["greedy"]))
 
 
 def one_big_batch(config: RunConfig) -> tuple[float, float]:
@@ -218,8 +250,10 @@ def train_one_after_another(settings: dict[str, Any]) -> None:
         if distributed.get_rank() == 0:
             set_last_aside(Path(one["folder"]))
         distributed.barrier()
-        with suppress(TrainError):  # it is on the board, too
+        try:
             train_worker(dict(one))
+        except TrainError as error:
+            ray.get(one["board"].fail.remote(error))
 
 
 def set_last_aside(folder: Path) -> None:
@@ -229,26 +263,11 @@ def set_last_aside(folder: Path) -> None:
         last.rename(folder / "first" / last.name)
 
 
-def test_runs_resume_to_the_bit_and_hand_over_to_other_stages_and_worlds(tmp_path: Path) -> None:
-    """Each run trains 4 steps; then again from its checkpoint of step 2, which must end with the same bits. All stages: test_matrix.py."""
-    asked: dict[str, tuple[bool, dict[str, Any]]] = {
-        "full": (True, {"zero_stage": 2, "lora": None}),
-        "zero3": (True, {"zero_stage": 3, "precision": "bfloat16", "gradient_checkpointing": True}),
-        "plain": (True, {"zero_stage": 2, "lora": {"r": 4, "dropout": 0.0}}),
-    }
-    configs = {name: prepare(tmp_path / name, tied=tied, steps=4, checkpoint_every=2, **train) for name, (tied, train) in asked.items()}
-    for config in configs.values():
-        (Run.of(config).folder.path / "first").mkdir()
-    exploding = prepare(tmp_path / "exploding", learning_rate=1e3, lora={"r": 4, "alpha": 3e38}, warmup_share=0.0)
-    stopping = prepare(tmp_path / "stopping", validate_every=2, early_stop={"patience": 1, "min_delta": 9.0})
-    problems = train_in_one_group([*configs.values(), *configs.values(), stopping, exploding])
-    assert str(problems.pop()).startswith("train: step 1 has a gradient norm of inf") and not any(problems)
+def test_runs_resume_to_the_bit_and_hand_over_to_other_stages_and_worlds(group: Trained, tmp_path: Path) -> None:
+    """All stages: test_matrix.py."""
+    assert [name for name, problem in group.problems.items() if problem] == ["exploding", "greedy"]
+    configs = {name: group.configs[name] for name in TWICE}
     once = {name: final_weights(c, "first") for name, c in configs.items()}
-    first = json.loads(Run.of(configs["full"]).metrics.read_text().splitlines()[1])
-    assert first["step"] == 1, "three blocks for each of two ranks, in passes of two"
-    assert (first["loss_nats"], first["grad_norm"]) == pytest.approx(one_big_batch(configs["full"]), abs=1e-6)
-    facts = job._facts(Run.of(stopping), 8, 0)
-    assert facts["steps"] == 2 and facts["stopped_early"] and facts["summary"].startswith("stopped early at step 2 of 8, ")
     assert len(list((Run.of(configs["full"]).folder.path / "first" / "step_00000004").glob("optimizer-0000?-of-00002.safetensors"))) == 2
     assert {name: largest_difference(once[name], final_weights(c)) for name, c in configs.items()} == dict.fromkeys(configs, 0.0)
 
@@ -261,14 +280,28 @@ def test_runs_resume_to_the_bit_and_hand_over_to_other_stages_and_worlds(tmp_pat
     assert largest_difference(once["plain"], final_weights(moved)) < 1e-4
 
 
+def test_the_first_step_is_that_of_one_big_batch_in_plain_pytorch(group: Trained) -> None:
+    full = group.configs["full"]
+    first = json.loads(Run.of(full).metrics.read_text().splitlines()[1])
+    assert first["step"] == 1, "three blocks for each of two ranks, in passes of two"
+    assert (first["loss_nats"], first["grad_norm"]) == pytest.approx(one_big_batch(full), abs=1e-6)
+
+
+def test_what_does_not_get_better_stops_early_and_what_explodes_is_named(group: Trained) -> None:
+    facts = job._facts(Run.of(group.configs["stopping"]), 8, 0)
+    assert facts["steps"] == 2 and facts["stopped_early"] and facts["summary"].startswith("stopped early at step 2 of 8, ")
+    assert str(group.problems["exploding"]).startswith("train: step 1 has a gradient norm of inf")
+
+
 def train_in_one_group(configs: list[RunConfig]) -> list[Exception | None]:
     """What job.run does, for several runs in one worker group. Returns what went wrong with each."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     boards = [Board.remote() for _ in configs]  # type: ignore[attr-defined]
-    runs = [
-        {"config": c.model_dump_json(), "folder": str(Run.of(c).folder), "steps": c.train.steps, "board": b}
-        for c, b in zip(configs, boards, strict=True)
-    ]
+    runs = []
+    for config, board in zip(configs, boards, strict=True):
+        run = Run.of(config)
+        more = {"steps": config.train.steps, "made_for": made_for(config, run), "board": board}
+        runs.append({"config": config.model_dump_json(), "folder": str(run.folder), **more})
     TorchTrainer(
         train_one_after_another,
         train_loop_config={"runs": runs},
@@ -296,8 +329,9 @@ print("\\n".join(lines))
 
 
 def test_prometheus_finds_the_gauges_at_the_drivers_node(ray_local: dict[str, str]) -> None:
-    """In a process of its own, as a driver is; Ray exports every ten seconds."""
-    done = subprocess.run([sys.executable, "-c", PROMETHEUS], capture_output=True, text=True, timeout=120, env=os.environ | ray_local)
+    """In a process of its own, as a driver is; Ray exports every ten seconds, here every second."""
+    environment = os.environ | ray_local | {"RAY_metrics_report_interval_ms": "1000"}
+    done = subprocess.run([sys.executable, "-c", PROMETHEUS], capture_output=True, text=True, timeout=120, env=environment)
     found = {line.split("{")[0] + "".join(re.findall(r'stream="\w+"', line)): float(line.split()[-1]) for line in done.stdout.splitlines()}
     bits = {'ray_zhlm_train_bits_per_bytestream="zh"': 1.5, 'ray_zhlm_train_bits_per_bytestream="en"': 0.5}
     assert found == {"ray_zhlm_train_step": 7.0, "ray_zhlm_train_loss_nats": 2.5} | bits, done.stderr

@@ -74,7 +74,10 @@ def test_help_and_plan_need_neither_torch_nor_ray(config: str) -> None:
         "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
         "heavy = {'torch', 'ray', 'transformers', 'deepspeed'} & set(sys.modules)\nassert not heavy, heavy\n"
     )
-    for arguments in (["--help"], ["plan", config]):
+    of_prefix = ["plan", config, "--set", "objective=prefix"]
+    misfit = run_python(code.replace("main()", "assert main() == 2"), "plan", config, "--set", "objective=masked")
+    assert misfit.returncode == 0 and misfit.stderr.count("\n") == 1 and "which takes causal or prefix" in misfit.stderr, misfit.stderr
+    for arguments in (["--help"], ["plan", config], of_prefix):
         took_s = []
         for _ in range(3):  # the best of three: other processes share the machine
             started = time.monotonic()

@@ -165,7 +165,7 @@ def show_block(opened: Opened, index: int, console: Console, objective: str | No
     packed, now = opened.plan.recipe.get("tokenizer"), room.digest_of(tokenizer)
     if packed not in (None, now):
         raise RunError(f"blocks: {opened.run.folder} was packed with the tokenizer {packed}, that of {model} is {now}; run `zhlm run FILE`")
-    seen = importlib.import_module("zhlm.blocks.seen").see(config, tokenizer, model, revision, blocks, index)
+    seen = importlib.import_module("zhlm.objectives.seen").see(config, tokenizer, model, revision, blocks, index)
     ends, room_T = [int(e) for e in blocks.ends[0]], len(blocks.ids_BT[0])
     stream = config.streams[address.stream].name
     console.print(

@@ -109,6 +109,8 @@ class Checkpoint:
     def check_fits(self, made_for: Mapping[str, Any]) -> None:
         """Raises: RunError where it was trained for something else than what is trained now."""
         known = {name: self.facts.made_for[name] for name in made_for if name in self.facts.made_for}
+        if "base" in known and "revision" in made_for.keys() - known.keys():  # a hub model, from before its commit was noted
+            known["base"] = known["base"].partition("@")[0]
         changed = differences(known, {name: made_for[name] for name in known})
         if changed:
             raise RunError(

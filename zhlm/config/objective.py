@@ -74,7 +74,7 @@ BY_NAME: dict[str, type[Section]] = {
 def _named(value: Any) -> Any:
     """`objective: masked` for `objective: {name: masked}`."""
     named = {"name": value} if isinstance(value, str) else value
-    if isinstance(named, dict) and named.get("name") not in BY_NAME:
+    if isinstance(named, dict) and named.get("name") not in [*BY_NAME]:  # a list: what is no word may not be hashable
         raise ValueError(f"name is {named.get('name')!r}, expected one of {', '.join(BY_NAME)}; set objective: causal")
     return named
 

@@ -94,6 +94,8 @@ class StreamConfig(Section):
     """Share of the trained tokens, relative to the other streams' weights."""
     field: str | None = None
     """JSONL key or table column of the text. None: the first of text, completion, content that exists."""
+    skip_non_text: bool = False
+    """Drop lines and rows whose field is missing or no text (null, a number), counted as `not_text`. false: the first one is an error."""
     document: Literal["line", "file"] = "line"
     """In .txt files: a document per line, or the whole file as one document."""
     max_repeats: Annotated[float, Field(gt=0)] | None = None

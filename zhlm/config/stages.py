@@ -31,12 +31,14 @@ def reads(config: RunConfig, stage: Stage) -> dict[str, Any]:
     """
     full = config.model_dump(mode="json")
     base = {"base": full["base"]}
-    sources = [{k: v for k, v in s.items() if k not in ("weight", "max_repeats")} for s in full["streams"]]  # the latter only refuses
+    sources = [_source(s) for s in full["streams"]]
     if stage == "sample":
         return {"sample": full["sample"], "seed": full["seed"]}
     if stage == "vocab":
         drawn = {"seed": full["seed"]} if config.base.from_scratch else {}
-        return base | {"vocab": full["vocab"], "streams": [s for s in sources if s["role"] == "new"]} | drawn
+        # What is not asked for is left out: vocabularies from before there was such a thing stay finished.
+        vocab = {k: v for k, v in full["vocab"].items() if v is not None or k not in ("special_tokens", "tokenizer")}
+        return base | {"vocab": vocab, "streams": [s for s in sources if s["role"] == "new"]} | drawn
     if stage == "pack":
         return base | {"streams": sources, "pack": full["pack"], "seed": full["seed"]}
     if stage == "train":
@@ -49,6 +51,12 @@ def reads(config: RunConfig, stage: Stage) -> dict[str, Any]:
     if stage == "export":  # written into generation_config.json
         return {"evaluate": {"generate": {"max_new_tokens": full["evaluate"]["generate"]["max_new_tokens"]}}}
     return {"evaluate": full["evaluate"]}
+
+
+def _source(stream: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a stream's documents. `max_repeats` only refuses; `skip_non_text: false` is what was before there was the setting."""
+    ignored = {"weight", "max_repeats"} | ({"skip_non_text"} if not stream["skip_non_text"] else set())
+    return {name: value for name, value in stream.items() if name not in ignored}
 
 
 def trains_while_packing(config: RunConfig, source_bytes: float, most: Mapping[str, float] | None) -> bool:

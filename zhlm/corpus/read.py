@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 from zhlm.corpus.files import SourceFile
 from zhlm.corpus.lines import CHUNK_BYTES, Chunk, chunks, fail, line_of, read_whole
 from zhlm.corpus.parts import Piece, whole
-from zhlm.corpus.tables import Texts, columns_of, read_arrow, read_hub, read_parquet
+from zhlm.corpus.tables import Skip, Texts, columns_of, read_arrow, read_hub, read_parquet
 from zhlm.records import Document
 
 USUAL_FIELDS = ("text", "completion", "content")
@@ -42,26 +43,37 @@ class Batch:
     """Where the rows are counted: a file, or a file from some place on, as "a.jsonl from byte 33554432", to be read by people."""
 
 
-def read_documents(file: SourceFile, field: str | None = None, batch_documents: int = 4096) -> Iterator[list[Document]]:
+SkipIn = Callable[[str, int, Any], None]
+"""Told of each row that is left out because it holds no text: `path` and row as in a Batch, and what it holds."""
+
+
+def quietly(path: str, row: int, value: Any) -> None:
+    """Rows without text are left out uncounted: elsewhere they are counted."""
+
+
+def read_documents(
+    file: SourceFile, field: str | None = None, batch_documents: int = 4096, skip_non_text: bool = False
+) -> Iterator[list[Document]]:
     """The documents of a file in order, in batches; the rest is as in `read_piece`."""
-    for batch in read_piece(whole(file), field, batch_documents):
+    for batch in read_piece(whole(file), field, batch_documents, quietly if skip_non_text else None):
         yield [Document(text, file.path, row) for text, row in zip(batch.texts, batch.rows, strict=True)]
 
 
-def read_piece(piece: Piece, field: str | None = None, batch_documents: int = 4096) -> Iterator[Batch]:
+def read_piece(piece: Piece, field: str | None = None, batch_documents: int = 4096, skip: SkipIn | None = None) -> Iterator[Batch]:
     """The documents of a piece in order, in batches of up to `batch_documents` and about BATCH_CHARACTERS.
 
     A text file has one document per line. Blank lines of text and JSONL are passed over but counted in line numbers.
+    With `skip`, a line or row whose field is no text, or missing, is no error: `skip` is told of it.
 
     Raises: CorpusError that names file and line (or row): bytes that are not UTF-8, a cut or damaged file, a broken line, no such field.
     """
     if piece.file.format not in ("text", "whole"):
         field = text_field(piece.file, field)
-    readers: dict[str, Callable[[Piece, str], Texts]] = {
+    readers: dict[str, Callable[[Piece, str, Skip | None], Texts]] = {
         "text": _read_text, "whole": _read_whole, "jsonl": _read_jsonl, "parquet": read_parquet, "arrow": read_arrow, "hub": read_hub,
     }  # fmt: skip
     origin = _origin(piece)
-    for texts, rows in readers[piece.file.format](piece, field or ""):
+    for texts, rows in readers[piece.file.format](piece, field or "", skip and partial(skip, origin)):
         for start, stop in _cuts(texts, batch_documents):
             batch = Batch(texts[start:stop], rows[start:stop], origin)
             if stop == len(texts):
@@ -99,7 +111,7 @@ def _cuts(texts: Sequence[str], batch_documents: int) -> Iterator[tuple[int, int
     return iter(cuts)
 
 
-def _read_text(piece: Piece, field: str) -> Texts:
+def _read_text(piece: Piece, field: str, skip: Skip | None) -> Texts:
     for chunk in chunks(piece):
         yield _split(piece, chunk)
 
@@ -124,7 +136,7 @@ def _split(piece: Piece, chunk: Chunk) -> tuple[list[str], Sequence[int]]:
     return [texts[at] for at in kept], [rows[at] for at in kept]
 
 
-def _read_whole(piece: Piece, field: str) -> Texts:
+def _read_whole(piece: Piece, field: str, skip: Skip | None) -> Texts:
     data = read_whole(piece.file)
     start = len(_BOM) if data.startswith(_BOM) else 0
     try:
@@ -138,7 +150,7 @@ def _read_whole(piece: Piece, field: str) -> Texts:
         yield texts, [1]
 
 
-def _read_jsonl(piece: Piece, field: str) -> Texts:
+def _read_jsonl(piece: Piece, field: str, skip: Skip | None) -> Texts:
     record = msgspec.defstruct("Record", [("text", str, msgspec.field(name=field))], gc=False)
     decoder = msgspec.json.Decoder(record)
     for chunk in chunks(piece):
@@ -147,13 +159,17 @@ def _read_jsonl(piece: Piece, field: str) -> Texts:
             if read is not None:
                 yield read, range(chunk.first_line, chunk.first_line + len(read))
                 continue
-        yield _by_json(piece, chunk, field)
+        yield _by_json(piece, chunk, field, skip)
 
 
-def _by_json(piece: Piece, chunk: Chunk, field: str) -> tuple[list[str], Sequence[int]]:
+def _by_json(piece: Piece, chunk: Chunk, field: str, skip: Skip | None) -> tuple[list[str], Sequence[int]]:
     texts, rows = [], []
     for number, line in _lines(piece, chunk):
-        texts.append(_text_of(piece, _parse(piece, line, number), field, number))
+        record = _parse(piece, line, number)
+        if skip is not None and not isinstance(record.get(field), str):
+            skip(number, record.get(field))
+            continue
+        texts.append(_text_of(piece, record, field, number))
         rows.append(number)
     return texts, rows
 
@@ -222,7 +238,7 @@ def _text_of(piece: Piece, record: dict[str, Any], field: str, number: int) -> s
         names = ", ".join(sorted(record)) or "none"
         what = f"no field {field!r}; the line has: {names}; set the stream's `field` or repair the line"
         fail(piece.file, what, line_of(piece, number))
-    what = f"field {field!r} is {_kind(text)}, expected a string; set the stream's `field` or repair the line"
+    what = f"field {field!r} is {_kind(text)}, expected a string; set the stream's `field` or `skip_non_text: true`, or repair the line"
     fail(piece.file, what, line_of(piece, number))
 
 

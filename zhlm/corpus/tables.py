@@ -16,7 +16,6 @@ from zhlm.corpus.parts import Piece
 READ_BYTES = 8 << 20
 READ_ROWS = 4096
 """At most so much of a column is read at a time, by the mean size of a row."""
-SKIP_REMEDY = "set its `skip_non_text: true`"
 
 Texts = Iterator[tuple[list[str], Sequence[int]]]
 """Texts, and the row of each from 1."""
@@ -79,7 +78,8 @@ def read_hub(piece: Piece, field: str, skip: Skip | None = None) -> Texts:
             row += len(values)
             for number, value in zip(rows, values, strict=True):
                 if skip is None and not isinstance(value, str):
-                    what = f"field {field!r} is {type(value).__name__}, expected a string; set the stream's `field` or {SKIP_REMEDY}"
+                    kind = type(value).__name__
+                    what = f"field {field!r} is {kind}, expected a string; set the stream's `field` or `skip_non_text: true`"
                     fail(piece.file, f"shard {shard}: {what}", number)
             yield _only_texts(values, rows, skip)
 
@@ -98,7 +98,7 @@ def _texts(file: SourceFile, column: pa.Array, row: int, skip: Skip | None) -> t
     """The values of a column whose first one is in row `row` + 1, with their rows."""
     if column.null_count and skip is None:
         null = column.is_null().to_pylist().index(True)
-        fail(file, f"the text is null, expected a string; fill the row or {SKIP_REMEDY}", row + 1 + null)
+        fail(file, "the text is null, expected a string; fill the row or set the stream's `skip_non_text: true`", row + 1 + null)
     rows = range(row + 1, row + 1 + len(column))
     try:
         values = column.to_pylist()

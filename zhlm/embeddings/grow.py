@@ -98,7 +98,8 @@ def held_out(
         limit_bytes = TEXT_BYTES // sum(s.role == stream.role for s in streams)
         files, sample = held_out_of(stream, resolve), list(samples[stream.name])
         if files:
-            documents = (d for file in files for batch in read_documents(file, stream.field, 64) for d in batch)
+            skips = stream.skip_non_text
+            documents = (d for file in files for batch in read_documents(file, stream.field, 64, skips) for d in batch)
             texts = first_texts((normalise(d.text) for d in documents), limit_bytes)
         else:
             # Of few documents, each is better used for both than for one.

@@ -4,7 +4,7 @@ ones guess its masks, sequence-to-sequence ones fill its sentinels or write a te
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,19 +12,19 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
+from zhlm.config.prompts import check_masks
 from zhlm.config.schema import GenerateConfig, RunConfig
 from zhlm.errors import RunError
 from zhlm.evaluate.columns import side_by_side
 from zhlm.evaluate.measure import continues
 from zhlm.evaluate.models import best_device, both_models, load, merged_model, open_run
 from zhlm.inference.bits import special_ids
-from zhlm.inference.both_ways import prompts_seen_both_ways
 from zhlm.inference.fill_mask import Guess, guess_masked, read_masked
+from zhlm.inference.write import continue_rows, sampling, write_rows
 from zhlm.model.load import model_positions
 from zhlm.objectives.span_corruption import sentinel_ids
 from zhlm.tokenizer.decode import decode
 from zhlm.tokenizer.load import load_tokenizer
-from zhlm.tokenizer.special import generation_ids
 
 GUESSES = 5
 """For each mask."""
@@ -39,22 +39,10 @@ class Answer:
     """Of a masked model: for each mask, the best first."""
 
 
-def check_prompts(config: RunConfig, tokenizer: Any, prompts: Sequence[str]) -> None:
-    """Raises: RunError for a prompt without a mask where the model guesses masks."""
-    if config.objective.name != "masked":
-        return
-    for prompt in prompts:
-        if not read_masked(tokenizer, prompt).spans:
-            raise RunError(
-                f"generate: {config.base.model} is a masked model, which guesses masks and does not continue a text; put "
-                f"{tokenizer.mask_token} into the prompt {prompt!r}, in the place of what it shall guess"
-            )
-
-
 def answer(config: RunConfig, model: Any, tokenizer: Any, prompt: str, settings: GenerateConfig, num_return_sequences: int = 1) -> Answer:
     """What a model of the run's objective makes of the prompt. Raises: RunError for a prompt that is empty, too long, or has no mask."""
     if config.objective.name == "masked":
-        check_prompts(config, tokenizer, [prompt])
+        check_masks(config, [prompt], tokenizer.mask_token)
         guesses = guess_masks(model, tokenizer, prompt)
         return Answer([_in_words(guesses)], guesses)
     if config.objective.name == "span_corruption":
@@ -63,7 +51,6 @@ def answer(config: RunConfig, model: Any, tokenizer: Any, prompt: str, settings:
     return Answer(generate(model, tokenizer, prompt, settings, num_return_sequences, document_start=start, prefix=prefix))
 
 
-@torch.inference_mode()
 def generate(
     model: Any,
     tokenizer: Any,
@@ -82,14 +69,11 @@ def generate(
     if not ids:
         raise RunError("generate: the prompt is empty and the run has no bos to start from; give a prompt of at least one character")
     rule = _rule(tokenizer, settings, min(settings.max_new_tokens, _room(model, ids)), num_return_sequences)
-    prompt_1T = torch.tensor([ids], device=model.device)
-    with _seeded(model, settings.seed), prompts_seen_both_ways(model) if prefix else nullcontext():
-        written_RT = model.generate(input_ids=prompt_1T, attention_mask=torch.ones_like(prompt_1T), generation_config=rule)
-    texts = [_continuation(tokenizer, ids, row.tolist()) for row in written_RT]
+    with _seeded(model, settings.seed):
+        texts = continue_rows(model, tokenizer, [ids], rule, both_ways=prefix)
     return texts if rule.do_sample else texts * num_return_sequences
 
 
-@torch.inference_mode()
 def write(model: Any, tokenizer: Any, prompt: str, settings: GenerateConfig, num_return_sequences: int = 1) -> list[str]:
     """What a sequence-to-sequence model writes: the prompt with each of its sentinels (<extra_id_0> ...) replaced, if it has any. One that
     the model does not fill stays.
@@ -101,15 +85,10 @@ def write(model: Any, tokenizer: Any, prompt: str, settings: GenerateConfig, num
     sentinels = sentinel_ids(tokenizer)
     asked = [int(n) for n in SENTINEL.findall(prompt) if int(n) < len(sentinels)]
     rule = _rule(tokenizer, settings, settings.max_new_tokens, num_return_sequences)
-    rule.decoder_start_token_id = getattr(model.config, "decoder_start_token_id", None)
-    if rule.decoder_start_token_id is None:
-        rule.decoder_start_token_id = model.config.pad_token_id
     if asked and max(asked) + 1 < len(sentinels):  # which the model writes behind the last span
         rule.eos_token_id = [i for i in (rule.eos_token_id, sentinels[max(asked) + 1]) if i is not None]
-    encoding = tokenizer(prompt, return_tensors="pt", verbose=False).to(model.device)
     with _seeded(model, settings.seed):
-        written_RT = model.generate(input_ids=encoding["input_ids"], attention_mask=encoding["attention_mask"], generation_config=rule)
-    rows = [row.tolist() for row in written_RT]
+        rows = write_rows(model, [tokenizer(prompt, verbose=False)["input_ids"]], rule)
     texts = [_filled(tokenizer, prompt, row, sentinels) if asked else decode(tokenizer, row) for row in rows]
     return texts if rule.do_sample else texts * num_return_sequences
 
@@ -129,15 +108,12 @@ def _in_words(guesses: Sequence[Sequence[Guess]]) -> str:
 
 
 def _rule(tokenizer: Any, settings: GenerateConfig, max_new_tokens: int, num_return_sequences: int) -> GenerationConfig:
-    sampled, ends = settings.temperature > 0, generation_ids(tokenizer)
-    return GenerationConfig(
+    return sampling(
+        tokenizer,
         max_new_tokens=max_new_tokens,
-        do_sample=sampled,
-        temperature=settings.temperature if sampled else 1.0,
-        top_p=settings.top_p if sampled else 1.0,
-        top_k=0,  # transformers would cut to the 50 likeliest unasked
-        num_return_sequences=num_return_sequences if sampled else 1,
-        **ends | {"pad_token_id": ends["pad_token_id"] or 0},
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        num_return_sequences=num_return_sequences,
     )
 
 
@@ -159,12 +135,6 @@ def _room(model: Any, ids: Sequence[int], least: int = 1) -> int:
     return positions - len(ids)
 
 
-def _continuation(tokenizer: Any, prompt_ids: list[int], ids: list[int]) -> str:
-    """Decoded together with the prompt, because tokenizers with word marks drop the space at the start of what they decode."""
-    whole, head = decode(tokenizer, ids), decode(tokenizer, prompt_ids)
-    return whole[len(head) :] if whole.startswith(head) else decode(tokenizer, ids[len(prompt_ids) :])
-
-
 def _filled(tokenizer: Any, prompt: str, ids: Sequence[int], sentinels: Sequence[int]) -> str:
     """`a <extra_id_0> c` with the ids of `<extra_id_0> b <extra_id_1>` is `a b c`."""
     numbers, spans, current = {token: number for number, token in enumerate(sentinels)}, dict[int, list[int]](), -1
@@ -182,7 +152,7 @@ def run_generate(
 ) -> str:
     """The answers of the base and of the adapted model to each prompt, as text for a terminal."""
     run, config = open_run(run_folder)
-    check_prompts(config, load_tokenizer(merged_model(run)), prompts)
+    check_masks(config, prompts, str(load_tokenizer(merged_model(run)).mask_token))
     disable_progress_bar()  # of loading: it would stand in the text
     settings = GenerateConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     written: dict[str, list[Answer]] = {}

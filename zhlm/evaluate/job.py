@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from zhlm.config.prompts import check_masks
 from zhlm.config.schema import RunConfig
 from zhlm.errors import RunError
-from zhlm.evaluate.generate import Answer, answer, check_prompts
+from zhlm.evaluate.generate import Answer, answer
 from zhlm.evaluate.measure import in_words, measure_of, score
 from zhlm.evaluate.models import best_device, both_models, load
 from zhlm.evaluate.report import render
@@ -31,7 +32,7 @@ def run(config: RunConfig, report: Report) -> dict[str, Any]:
     run = Run.of(config)
     texts = {s.name: held_out_texts(run, s.name, config.evaluate.documents) for s in config.streams}
     sources = both_models(config, run)
-    check_prompts(config, load_tokenizer(sources["adapted"][0]), config.evaluate.prompts)
+    check_masks(config, config.evaluate.prompts, str(load_tokenizer(sources["adapted"][0]).mask_token))
     scores: dict[str, Scores] = {}
     written: dict[str, list[Answer]] = {}
     steps, done = len(sources) * (len(texts) + len(config.evaluate.prompts)), 0

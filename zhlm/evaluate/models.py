@@ -11,8 +11,10 @@ from zhlm.config.schema import RunConfig
 from zhlm.errors import RunError
 from zhlm.model.load import draw_model, load_model
 from zhlm.model.packed import take_documents
+from zhlm.objectives.span_corruption import sentinel_ids
 from zhlm.storage import MANIFEST, Place, Run
 from zhlm.tokenizer.load import load_tokenizer
+from zhlm.tokenizer.special import document_token
 
 
 def best_device() -> torch.device:
@@ -40,19 +42,21 @@ def both_models(config: RunConfig, run: Run) -> dict[str, tuple[str, str | None,
 
     Raises: RunError when the run has no finished export.
     """
-    seed = config.seed if config.base.from_scratch else None
-    named = (run.original_model(config), config.base.revision, seed)
-    return {"base": (run.base_model(config), None, None) if _needs_added(config) else named, "adapted": (merged_model(run), None, None)}
+    named = (run.original_model(config), config.base.revision, config.seed if config.base.from_scratch else None)
+    adapted = merged_model(run)
+    behind = config.vocab is not None and _lacks_tokens(config, load_tokenizer(*named[:2]), load_tokenizer(adapted))
+    return {"base": (run.base_model(config), None, None) if behind else named, "adapted": (adapted, None, None)}
 
 
-def _needs_added(config: RunConfig) -> bool:
-    """Whether a base cannot be measured before the vocab stage gave it special tokens: it is then measured behind it."""
-    added = config.vocab.special_tokens if config.vocab else None
-    if added is None:
-        return False
-    masked, spans = config.objective.name == "masked", config.objective.name == "span_corruption"
-    start, end = config.pack.document_start == "bos", config.pack.document_end == "eos"
-    return bool((masked and added.mask_token) or (spans and added.sentinels) or (start and added.bos_token) or (end and added.eos_token))
+def _lacks_tokens(config: RunConfig, own: Any, now: Any) -> bool:
+    """Whether a base cannot be asked what the adapted model is, by their tokenizers, before the vocab stage gave it what it lacks: then it
+    is measured behind that."""
+    if config.objective.name == "masked" and own.mask_token != now.mask_token:  # prompts have the one or the other
+        return True
+    if config.objective.name == "span_corruption" and len(sentinel_ids(own)) < len(sentinel_ids(now)):
+        return True
+    ends = (config.pack.document_start, config.pack.document_end)
+    return any(document_token(now, end) and not document_token(own, end) for end in ends)
 
 
 def merged_model(run: Run) -> str:

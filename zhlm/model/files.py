@@ -22,6 +22,8 @@ _FILES: dict[Kind, Sequence[str]] = {
     ),
 }  # fmt: skip
 """A model card or a setting for generation may change without harm."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+"""Any one of these makes a folder loadable as a tokenizer."""
 
 
 def check_hub_name(source: str, setting: str = "base.model") -> None:

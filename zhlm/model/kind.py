@@ -28,6 +28,8 @@ _ENCODER_DECODERS = (
 )
 ENCODERS, ENCODER_DECODERS = frozenset(_ENCODERS.split()), frozenset(_ENCODER_DECODERS.split())
 """Model types of transformers that read text; what is in neither list is taken for a decoder."""
+PACKABLE = ("t5", "mt5", "umt5")
+"""Encoder-decoders whose documents are kept apart: see t5.py."""
 MASKABLE_LAYERS = frozenset(("full_attention", "sliding_attention", "chunked_attention"))
 """Whose attention takes a mask in place of its own; others, such as linear_attention, read only forwards."""
 
@@ -50,6 +52,11 @@ def check_fits(objective: Objective, model_config: Mapping[str, Any], source: st
         raise BaseModelError(
             f"base: {source} is {kind}, which takes {' or '.join(takes)}; objective is {objective.name}; set objective: {takes[0]}, or "
             "name another base.model"
+        )
+    if objective.name == "span_corruption" and model_config.get("model_type") not in PACKABLE:
+        raise BaseModelError(
+            f"base: {source} is a {model_config.get('model_type')} model, expected one of {', '.join(PACKABLE)}: of encoder-decoders, only "
+            "theirs keep the documents of a block apart; name another base.model"
         )
     why_not = _why_no_prefix(model_config) if objective.name == "prefix" else ""
     if why_not:

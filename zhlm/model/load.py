@@ -22,11 +22,10 @@ from transformers import (
 
 from zhlm.config.schema import RunConfig
 from zhlm.errors import BaseModelError
-from zhlm.model.files import check_hub_name
+from zhlm.model.files import TOKENIZER_FILES, check_hub_name
 from zhlm.model.kind import Kind, check_fits, kind_of
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
 """What is fetched of a hub model; pickled weights only where there are no others."""
 AUTO_CLASSES: dict[Kind, Any] = {
@@ -150,7 +149,7 @@ def load_model_config(source: str, *, revision: str | None = None) -> Pretrained
 def check_base(source: str, revision: str | None, tokenizer_len: int) -> None:
     """Refuse a base without tokenizer files, or whose tokenizer has ids that the embedding has no row for. Reads no weights."""
     folder = local_folder(source, revision, weights=False)
-    if not any((folder / name).is_file() for name in TOKENIZERS):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise BaseModelError(
             f"base: {source} has no tokenizer, expected tokenizer.json beside config.json; save the model's tokenizer into the folder"
         )

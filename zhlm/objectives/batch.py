@@ -21,6 +21,9 @@ IGNORED = -100
 WIDTH_STEP = 64
 """A batch is as wide as its longest block, rounded up to a multiple of this: few shapes, and such as matrix units like."""
 
+ONE_TOKEN = np.array([1], np.uint32)
+"""The ends of a block of nothing."""
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -70,6 +73,14 @@ def random_of(seed: int, key: int) -> np.random.Generator:
     """The randomness of one block. `key`: its place in the order of training, so that it is drawn anew in each pass and drawn the same
     after a restart with any number of workers; -1 - row for a held-out block."""
     return np.random.default_rng(np.random.SeedSequence([seed % (1 << 32), key % (1 << 64)]))
+
+
+def filled_up(objective: BatchMaker, blocks: Blocks, keys: Sequence[int], micro_blocks: int) -> Batch:
+    """A batch of so many rows, those behind the blocks mute: one token of nothing to learn. `keys`: of the blocks, see `BatchMaker`."""
+    missing = micro_blocks - len(blocks.ends)
+    ids_BT = np.pad(blocks.ids_BT, ((0, missing), (0, 0)))
+    filled = Blocks(ids_BT, [*blocks.ends, *([ONE_TOKEN] * missing)])
+    return objective.make_batch(filled, [*keys, *([0] * missing)]).mute_after(len(blocks.ends))
 
 
 def ids_of(blocks: Blocks) -> Ints:

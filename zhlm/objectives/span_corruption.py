@@ -28,6 +28,7 @@ import torch
 from zhlm.config.objective import SpanCorruptionConfig
 from zhlm.errors import BaseModelError, ConfigError
 from zhlm.objectives.batch import IGNORED, WIDTH_STEP, Batch, BatchMaker, Ints, fills_of, random_of
+from zhlm.objectives.spans import counts, written_of
 from zhlm.records import Blocks
 from zhlm.tokenizer.special import document_token
 
@@ -108,7 +109,7 @@ class SpanCorruption(BatchMaker):
 
     def largest_batch(self, rows: int, block_tokens: int) -> Batch:
         """Of documents so short that as much is written of a block as can be: see `lengths`."""
-        maskable_N, written_N = _written(block_tokens, self.noise_share, self.mean_span)
+        maskable_N, written_N = written_of(block_tokens, self.noise_share, self.mean_span)
         shortest = int(np.argmax(written_N / maskable_N)) + 1
         ends = np.array([*range(shortest, block_tokens, shortest), block_tokens], np.uint32)
         ids_BR = np.full((rows, block_tokens), self.sentinels[0])  # which neither begins nor ends a document
@@ -159,29 +160,6 @@ def sentinel_ids(tokenizer: Any) -> tuple[int, ...]:
         if name.format(0) in vocab:
             return tuple(vocab[text] for text in takewhile(vocab.__contains__, map(name.format, count())))
     return ()
-
-
-def counts(maskable_D: Ints, noise_share: float, mean_span: float) -> tuple[Ints, Ints]:
-    """Noise tokens and spans of documents with so many tokens that may be hidden. 512 tokens at 15% in spans of 3: 77 and 26."""
-    noise_D = np.minimum(np.rint(maskable_D * noise_share), maskable_D - 1).clip(0)
-    spans_D = np.minimum(np.rint(noise_D / mean_span).clip(1), np.minimum(noise_D, maskable_D - noise_D + 1))
-    return noise_D.astype(np.int64), spans_D.astype(np.int64)
-
-
-def lengths(block_tokens: int, noise_share: float, mean_span: float) -> tuple[int, int]:
-    """The most tokens that the encoder can read and the decoder write of a block, however it is split into documents.
-
-    At 15% in spans of 3, a document that fills the block needs 0.9 and 0.2 of it, documents of 4 tokens as much as it holds on both sides.
-    """
-    maskable_N, written_N = _written(block_tokens, noise_share, mean_span)
-    return block_tokens, int((block_tokens * written_N // maskable_N).max())
-
-
-def _written(block_tokens: int, noise_share: float, mean_span: float) -> tuple[Ints, Ints]:
-    """Lengths of documents up to a block's, and what the decoder writes of each."""
-    maskable_N = np.arange(1, block_tokens + 1)
-    noise_N, spans_N = counts(maskable_N, noise_share, mean_span)
-    return maskable_N, np.where(spans_N > 0, noise_N + spans_N + 2, 0)
 
 
 def _placed(maskable_D: Ints, noise_D: Ints, spans_D: Ints, random: np.random.Generator) -> Flags:

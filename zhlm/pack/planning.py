@@ -56,7 +56,7 @@ def find_stream(stream: StreamConfig, config: RunConfig, resolve: Callable[[str]
 
     def sources(files: Sequence[SourceFile]) -> list[Source]:
         parts = parts_of(files, config.pack.shard_bytes)
-        return [Source(stream.role, part, stream.field, config.pack.clean) for part in parts]
+        return [Source(stream.role, part, stream.field, config.pack.clean, stream.skip_non_text) for part in parts]
 
     return Stream(stream, sources(training), sources(held_out))
 
@@ -127,7 +127,8 @@ def _validation_hashes(stream: Stream, pack: PackConfig) -> Hashes:
 
 def _content(source: Source) -> dict[str, Any]:
     """What a part's cleaned texts depend on."""
-    return {"part": source.part.key, "field": source.field, "role": source.role, "clean": source.clean.model_dump(mode="json")}
+    skips = {"skip_non_text": True} if source.skip_non_text else {}  # only then: what is in the store keeps its key
+    return {"part": source.part.key, "field": source.field, "role": source.role, "clean": source.clean.model_dump(mode="json")} | skips
 
 
 def _key(source: Source, splits: Sequence[Split], recipe: dict[str, Any], decided: Any) -> str:

@@ -1,7 +1,7 @@
 """What the documents of a part are, without their text: which need no cleaning, hashes, signatures where near duplicates are looked for.
 
 Kept in the block store under a key of the part's content and the cleaning rules, so that a packer that was killed, or another run on the
-same corpus, does not read it again. Shape letters: R documents read, N that cleaning keeps, K numbers of a signature.
+same corpus, does not read it again. Shape letters: R texts read, N that cleaning keeps, K numbers of a signature.
 """
 
 import json
@@ -18,6 +18,9 @@ from zhlm.pack.near import signatures
 from zhlm.storage import Place, storage_errors
 from zhlm.text.clean import Needs
 
+NOT_TEXT = "not_text"
+"""Why a row without text is dropped, where the stream says that it may be."""
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -26,7 +29,7 @@ class Survey:
     needs_R: Needs
     """What cleaning takes, so that packing need not find out again."""
     dropped: dict[str, int]
-    """By cleaning, by reason."""
+    """By cleaning, by reason, and rows without text."""
     hashes_N2: Hashes
     signatures_NK: npt.NDArray[Any] | None
 
@@ -45,7 +48,7 @@ class Survey:
     @property
     def documents(self) -> int:
         """Read, dropped ones included."""
-        return len(self.needs_R)
+        return len(self.needs_R) + self.dropped.get(NOT_TEXT, 0)
 
 
 def _place(store: Place, key: str) -> Place:

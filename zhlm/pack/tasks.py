@@ -4,6 +4,7 @@ Both read the same files, so that no text needs to be kept in between; what the 
 Workers import this module, so nothing here imports torch, transformers or Ray.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +20,11 @@ from zhlm.blocks.packing import Kind, Packer
 from zhlm.blocks.store import Part, Shard, ShardWriter, Split, commit_part, find_part, writing
 from zhlm.config.schema import CleanConfig
 from zhlm.corpus.parts import SourcePart
-from zhlm.corpus.read import Batch, read_piece
+from zhlm.corpus.read import Batch, quietly, read_piece
 from zhlm.errors import CorpusError, VerificationError
 from zhlm.pack.dedup import Hashes
 from zhlm.pack.split import Fate, Fates, fates_inline
-from zhlm.pack.survey import Survey, load_survey, save_survey
+from zhlm.pack.survey import NOT_TEXT, Survey, load_survey, save_survey
 from zhlm.records import id_dtype
 from zhlm.storage import Place
 from zhlm.text.clean import Needs, clean_again, clean_batch
@@ -47,6 +48,7 @@ class Source:
     part: SourcePart
     field: str | None
     clean: CleanConfig
+    skip_non_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,17 +100,22 @@ class _Drops:
     counts: Counter[str] = field(default_factory=Counter)
     rejects: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, reason: str, batch: Batch, at: int, text: str) -> None:
+    def add(self, reason: str, path: str, row: int, text: str) -> None:
         self.counts[reason] += 1
         if self.counts[reason] <= REJECTS_PER_REASON:
-            self.rejects.append({"reason": reason, "path": batch.path, "row": int(batch.rows[at]), "text": text[:REJECT_CHARACTERS]})
+            self.rejects.append({"reason": reason, "path": path, "row": int(row), "text": text[:REJECT_CHARACTERS]})
+
+    def not_text(self, path: str, row: int, value: Any) -> None:
+        """Of a document that no text came of: told of while its batch is read."""
+        self.add(NOT_TEXT, path, row, json.dumps(value, ensure_ascii=False, default=str))
 
 
 def beginnings(wanted: Sequence[tuple[Source, int]]) -> list[str]:
     """So many characters from the beginning of each part, text by text."""
     texts: list[str] = []
     for source, characters in wanted:
-        batch = next(iter(read_piece(source.part.pieces[0], source.field, batch_documents=1024)), None)
+        skip = quietly if source.skip_non_text else None
+        batch = next(iter(read_piece(source.part.pieces[0], source.field, batch_documents=1024, skip=skip)), None)
         for text in batch.texts if batch else ():
             if characters <= 0:
                 break
@@ -153,6 +160,7 @@ def pack_part(settings: Settings, task: PackTask) -> Part:
                 out.add(texts[split])
             held_out.add(texts["validation"])
         shards = {split: out.close(task.source.part.source) for split, out in outs.items()}
+    documents += drops.counts[NOT_TEXT]
     part = Part(task.key, task.source.part.source, shards, documents, dict(sorted(drops.counts.items())))
     kept = sum(s.documents for s in shards.values())
     if documents != kept + sum(part.dropped.values()):
@@ -198,9 +206,9 @@ class _Cleaned:
 
 def _cleaned(source: Source, drops: _Drops, needs_R: Needs | None = None) -> Iterator[_Cleaned]:
     """The batches of a part, with less work where it is known what its documents need."""
-    done = 0
+    done, skip = 0, drops.not_text if source.skip_non_text else None
     for piece in source.part.pieces:
-        for batch in read_piece(piece, source.field):
+        for batch in read_piece(piece, source.field, skip=skip):
             read = len(batch.texts)
             if needs_R is None:
                 texts, reasons, needs = clean_batch(batch.texts, source.clean, source.role)
@@ -212,7 +220,7 @@ def _cleaned(source: Source, drops: _Drops, needs_R: Needs | None = None) -> Ite
                 kept = [at for at, reason in enumerate(reasons) if reason is None]
                 for at, reason in enumerate(reasons):
                     if reason is not None:
-                        drops.add(reason, batch, at, texts[at] or batch.texts[at])
+                        drops.add(reason, batch.path, batch.rows[at], texts[at] or batch.texts[at])
                 texts = [texts[at] for at in kept]
             done += read
             batch.texts.clear()  # whoever holds the batch: a single text may be as large as memory allows
@@ -233,7 +241,8 @@ def _decided(task: PackTask, held_out_N2: Hashes, drops: _Drops) -> Iterator[tup
             yield read, {"train": texts, "validation": []}
             continue
         for at in np.flatnonzero(fates > Fate.VALIDATION).tolist():
-            drops.add(REASON_OF[Fate(fates[at])], cleaned.batch, cleaned.kept[at], texts[at])
+            row = cleaned.batch.rows[cleaned.kept[at]]
+            drops.add(REASON_OF[Fate(fates[at])], cleaned.batch.path, row, texts[at])
         by_fate = {f: [texts[at] for at in np.flatnonzero(fates == f).tolist()] for f in (Fate.TRAIN, Fate.VALIDATION)}
         del cleaned, texts
         yield read, {"train": by_fate[Fate.TRAIN], "validation": by_fate[Fate.VALIDATION]}

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from zhlm.config.schema import StreamConfig
 from zhlm.corpus.files import SourceFile
 from zhlm.corpus.parts import Piece, cut, whole
-from zhlm.corpus.read import read_piece
+from zhlm.corpus.read import quietly, read_piece
 from zhlm.pieces.kinds import take_apart
 from zhlm.text.normalise import normalise
 
@@ -45,6 +45,7 @@ class CountTask:
     prove_chars: int
     """Read again by the proof: all that was learned from, and as much old text."""
     max_symbols: int
+    skip_non_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def plan_counts(streams: Sequence[StreamConfig], files: Mapping[str, Sequence[So
             chars, symbols = (-(-limit * size // bytes_of[stream.role]) for limit in (LEARN_CHARS, MAX_SYMBOLS))
             sample = -(-SAMPLE_CHARS * size // stream_bytes)
             learn = chars if stream.role == "new" else 0
-            tasks.append(CountTask(stream.name, piece, stream.field, learn, sample, max(chars, sample), symbols))
+            task = CountTask(stream.name, piece, stream.field, learn, sample, max(chars, sample), symbols, stream.skip_non_text)
+            tasks.append(task)
     return tasks
 
 
@@ -115,7 +117,7 @@ def count_file(task: CountTask, tokenizer_json: str) -> FileCount:
 def read_task(task: CountTask, chars: int) -> Iterator[str]:
     """A piece's first documents, normalised, until they have so many characters."""
     seen = 0
-    for batch in read_piece(task.piece, task.field):
+    for batch in read_piece(task.piece, task.field, skip=quietly if task.skip_non_text else None):
         for text in map(normalise, batch.texts):
             if seen >= chars:
                 return

@@ -7,12 +7,13 @@ from transformers import PreTrainedTokenizerFast
 from zhlm.errors import VerificationError
 from zhlm.pieces.base import Base
 from zhlm.pieces.learn import Learned
+from zhlm.tokenizer.load import vocabulary_of
 from zhlm.tokenizer.plain import as_plain
 
 
 def first_new_id(tokenizer: PreTrainedTokenizerFast) -> int:
     """The id that the first new piece gets: behind all others, special tokens included, whatever their order."""
-    return int(max(tokenizer.get_vocab().values())) + 1
+    return vocabulary_of(tokenizer)
 
 
 def extend(tokenizer: PreTrainedTokenizerFast, base: Base, learned: Learned) -> PreTrainedTokenizerFast:

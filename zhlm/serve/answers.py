@@ -1,22 +1,16 @@
-"""Texts of requests through a model: what a replica computes, without Ray and without HTTP's routes.
-
-Shape letters: R rows, T tokens of the longest row.
-"""
+"""Texts of requests through a model: what a replica computes, without Ray and without HTTP's routes."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from fastapi import HTTPException
 from transformers import GenerationConfig
 
-from zhlm.inference.both_ways import prompts_seen_both_ways
-from zhlm.inference.fill_mask import Guess, MaskedText, fill, guess_masked, pad_rows, read_masked
+from zhlm.inference.fill_mask import Guess, MaskedText, fill, guess_masked, read_masked
+from zhlm.inference.write import continue_rows, sampling, write_rows
 from zhlm.serve.protocol import Endpoint, FilledText, Guessed, WrittenTexts
-from zhlm.tokenizer.decode import decode
-from zhlm.tokenizer.special import generation_ids
 
 
 @dataclass(frozen=True)
@@ -95,25 +89,11 @@ class TextToText:
 
     def _write(self, questions: Sequence[Question]) -> list[WrittenTexts]:
         request = questions[0].request
-        sampled, each = request.temperature > 0, request.num_return_sequences
-        rule = GenerationConfig(
-            max_new_tokens=request.max_new_tokens,
-            # When the last one has stopped waiting, generating ends by itself and the next batch begins.
-            max_time=max(0.0, max(q.deadline_s for q in questions) - time.monotonic()),
-            do_sample=sampled,
-            temperature=request.temperature if sampled else 1.0,
-            top_p=request.top_p if sampled else 1.0,
-            top_k=0 if sampled else None,  # transformers would cut to the 50 likeliest unasked
-            num_return_sequences=each,
-            **self._ends,
-        )
-        texts = self._generate([q.ids for q in questions], rule)
+        # When the last one has stopped waiting, generating ends by itself and the next batch begins.
+        left_s = max(0.0, max(q.deadline_s for q in questions) - time.monotonic())
+        rule = sampling(self.tokenizer, **request.model_dump(exclude={"input"}), max_time=left_s)
+        each, texts = request.num_return_sequences, self._generate([q.ids for q in questions], rule)
         return [WrittenTexts(texts=texts[r * each : (r + 1) * each]) for r in range(len(questions))]
-
-    @property
-    def _ends(self) -> dict[str, int | None]:
-        ids = generation_ids(self.tokenizer)
-        return ids | {"pad_token_id": ids["pad_token_id"] or 0}
 
     def _read(self, text: str) -> list[int]:
         return list(self.tokenizer(text, verbose=False)["input_ids"])
@@ -122,17 +102,11 @@ class TextToText:
         if self.max_tokens is not None and max_new_tokens > self.max_tokens:
             raise HTTPException(400, f"max_new_tokens is {max_new_tokens}, the limit is {self.max_tokens}; lower it")
 
-    @torch.inference_mode()
     def _generate(self, rows: Sequence[list[int]], rule: GenerationConfig) -> list[str]:
         """As many texts for each row as the rule wants. Sentinels stay: they say which gap is filled by what follows them."""
-        config = self.model.config
-        starts = (self.model.generation_config.decoder_start_token_id, getattr(config, "decoder_start_token_id", None), config.pad_token_id)
-        rule.decoder_start_token_id = next(token for token in starts if token is not None)  # what training began with
-        ids_RT, mask_RT = (t.to(self.model.device) for t in pad_rows(rows, rule.pad_token_id))
-        written_RT = self.model.generate(input_ids=ids_RT, attention_mask=mask_RT, generation_config=rule)
-        ends = set(self._ends.values())
-        rows = [[i for i in row if i not in ends] for row in written_RT.tolist()]
-        return [str(self.tokenizer.decode(row, clean_up_tokenization_spaces=False)) for row in rows]
+        ends = {rule.bos_token_id, rule.eos_token_id, rule.pad_token_id}
+        kept = ([i for i in row if i not in ends] for row in write_rows(self.model, rows, rule))
+        return [str(self.tokenizer.decode(row, clean_up_tokenization_spaces=False)) for row in kept]
 
 
 @dataclass(frozen=True)
@@ -150,18 +124,8 @@ class Continuation(TextToText):
             asked = f"{name} has {len(ids)} tokens and max_new_tokens is {max_new_tokens}"
             raise HTTPException(400, f"{asked}, the limit of both is {self.max_tokens}; lower one")
 
-    @torch.inference_mode()
     def _generate(self, rows: Sequence[list[int]], rule: GenerationConfig) -> list[str]:
-        ids_RT, mask_RT = (t.to(self.model.device) for t in pad_rows(rows, rule.pad_token_id, left=True))
-        with prompts_seen_both_ways(self.model):
-            written_RT = self.model.generate(input_ids=ids_RT, attention_mask=mask_RT, generation_config=rule)
-        each, new_RT = rule.num_return_sequences, written_RT[:, ids_RT.shape[1] :]
-        return [self._continuation(rows[r // each], new_T.tolist()) for r, new_T in enumerate(new_RT)]
-
-    def _continuation(self, prompt_ids: list[int], ids: list[int]) -> str:
-        """Decoded together with the prompt, because tokenizers with word marks drop the space at the start of what they decode."""
-        whole, head = decode(self.tokenizer, [*prompt_ids, *ids]), decode(self.tokenizer, prompt_ids)
-        return whole[len(head) :] if whole.startswith(head) else decode(self.tokenizer, ids)
+        return continue_rows(self.model, self.tokenizer, rows, rule, both_ways=True)
 
 
 def _check_length(name: str, text: str, ids: Sequence[int], max_tokens: int | None) -> None:

@@ -12,7 +12,7 @@ from zhlm.config.schema import RunConfig
 from zhlm.model.shape import ModelShape, parameters
 from zhlm.model.trained import trained_sizes
 from zhlm.submit.sources import added_rows
-from zhlm.train.schedule import share_of
+from zhlm.train.schedule import Share, share_of
 
 ADAM_BYTES = 8
 """Two fp32 moments for each trained parameter."""
@@ -68,7 +68,8 @@ def worker_memory(config: RunConfig, shape: ModelShape, workers: int) -> list[Me
         weights = min(all_weights, gathered if train.offload == "all" else kept + gathered)
     has_master = zero > 0
     states = counts.trainable * (ADAM_BYTES + (MASTER_BYTES if has_master else 0)) // sharded[1]
-    rows = share_of(train.global_batch_blocks, train.micro_batch_blocks, workers).micro_blocks * config.pack.block_tokens
+    share = share_of(train.global_batch_blocks, train.micro_batch_blocks, workers)
+    rows = share.micro_blocks * config.pack.block_tokens
     # Softmax needs the logits in fp32, then a gradient of the same size.
     logits = round(rows * _stack_shares(config, shape)[-1]) * shape.vocabulary * (value_bytes + 4 + 4)
     return [
@@ -79,6 +80,7 @@ def worker_memory(config: RunConfig, shape: ModelShape, workers: int) -> list[Me
         MemoryPart("copy for checkpoints", counts.checkpoint_bytes // copied_by, on_host=True),
         MemoryPart("activations", _activation_bytes(config, shape, rows, value_bytes), estimated=True),
         MemoryPart("logits", logits),
+        *_mask_parts(config, share, value_bytes),
     ]
 
 
@@ -97,6 +99,18 @@ def too_large(config: RunConfig, shape: ModelShape, room_bytes: int, where: str)
         f"train: each of {workers} workers needs at least {needed / 2**30:.2f} GiB ({told}; activations come on top), "
         f"{where} has {room_bytes / 2**30:.2f} GiB for it; {memory_remedies(config, workers)}"
     )
+
+
+def _mask_parts(config: RunConfig, share: Share, value_bytes: int) -> list[MemoryPart]:
+    """Who sees whom, for each pair of positions: as booleans and as numbers in a pass, and as booleans in the batches of two steps, the one
+    that is trained on and the next one. None where positions say it (see objectives/attention.py)."""
+    if not (config.objective.name == "prefix" or (config.objective.name == "masked" and config.pack.packing != "none")):
+        return []
+    pairs = share.micro_blocks * config.pack.block_tokens**2
+    return [
+        MemoryPart("attention mask", pairs * (1 + value_bytes)),
+        MemoryPart("masks made ahead", 2 * share.accumulation * pairs, on_host=True, estimated=True),
+    ]
 
 
 def _activation_bytes(config: RunConfig, shape: ModelShape, rows: int, value_bytes: int) -> int:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zhlm.blocks.mix import repeats_of, shares_of, steps_of
+from zhlm.config.objective import MaskedConfig, PrefixConfig, SpanCorruptionConfig
 from zhlm.config.schema import ResourcesConfig, RunConfig
 from zhlm.config.stages import trains_while_packing
 from zhlm.model.kind import check_fits
+from zhlm.objectives.spans import lengths, typical_lengths
 from zhlm.submit.memory import Counts, MemoryPart, count_parameters, worker_memory
-from zhlm.submit.sources import StreamSize, base_config, source_bytes, stream_sizes, trained_shape
+from zhlm.submit.sources import StreamSize, base_config, check_prompts, source_bytes, stream_sizes, trained_shape
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Plan:
     blocks: int | None
     counts: Counts
     model_type: str
+    objective: str
+    """What is learned, and how much of a block."""
     vocabulary: int
     vocabulary_final: bool
     zero_stage: int
@@ -57,9 +61,10 @@ def make_plan(config: RunConfig) -> Plan:
     """The plan of a run, without starting anything.
 
     Raises: BaseModelError when the base's config is not within reach or of a class that the objective does not fit,
-    CorpusError for a corpus path that holds nothing.
+    CorpusError for a corpus path that holds nothing, RunError for a prompt without the mask that a masked model needs.
     """
     check_fits(config.objective, base_config(config), config.base.model)
+    check_prompts(config)
     shape, final = trained_shape(config)
     sizes = stream_sizes(config, shape)
     blocks = {name: size.blocks for name, size in sizes.items() if size.blocks is not None}
@@ -89,6 +94,7 @@ def make_plan(config: RunConfig) -> Plan:
         blocks=total,
         counts=count_parameters(config, shape),
         model_type=shape.model_type,
+        objective=_objective(config),
         vocabulary=shape.vocabulary,
         vocabulary_final=final,
         zero_stage=config.train.zero_stage,
@@ -99,6 +105,23 @@ def make_plan(config: RunConfig) -> Plan:
         resources=config.resources,
         overlaps=trains_while_packing(config, source_bytes(config), None),
     )
+
+
+def _objective(config: RunConfig) -> str:
+    objective, tokens = config.objective, config.pack.block_tokens
+    if isinstance(objective, MaskedConfig):
+        return f"masked, {objective.mask_share:.0%} of the tokens{', whole words' if objective.whole_words else ''}"
+    if isinstance(objective, PrefixConfig):
+        return f"prefix, {objective.min_share:.0%} to {objective.max_share:.0%} of a document"
+    if isinstance(objective, SpanCorruptionConfig):
+        settings = tokens, objective.noise_share, objective.mean_span
+        read, written = typical_lengths(*settings)
+        most_read, most_written = lengths(*settings)
+        return (
+            f"span_corruption, of a block {read:,} tokens to read and {written:,} to write where it is one document, at most "
+            f"{most_read:,} and {most_written:,}"
+        )
+    return objective.name
 
 
 def format_plan(plan: Plan) -> str:
@@ -135,6 +158,7 @@ def _training_lines(plan: Plan) -> list[str]:
                 ),
                 ("  tokens", _number(plan.tokens, mark)),
                 ("  model", f"{plan.model_type}, {rest}{plan.vocabulary:,} vocabulary rows, {rest}{_short(total)} parameters"),
+                ("  objective", plan.objective),
                 ("  trainable", f"{rest}{counts.trainable:,} ({counts.trainable / total:.1%})"),
                 ("  frozen", f"{rest}{counts.frozen:,}"),
                 ("  checkpoint", f"{rest}{_size(counts.checkpoint_bytes)} each, {_kept(plan)}"),

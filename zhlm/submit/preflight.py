@@ -16,11 +16,20 @@ from zhlm.config.schema import RunConfig
 from zhlm.corpus.files import find_files
 from zhlm.corpus.hub import check_local
 from zhlm.errors import BaseModelError, ClusterError, ConfigError, StorageError
+from zhlm.model.files import TOKENIZER_FILES
 from zhlm.model.kind import check_fits
 from zhlm.model.shape import KNOWN, ModelShape
 from zhlm.storage import SAMPLE_SCHEME, Place, Run, is_remote, resolve_root, storage_errors
 from zhlm.submit.memory import count_parameters, too_large
-from zhlm.submit.sources import TOKENIZER_FILES, base_config, base_folder, own_tokenizer, read_object, tokenizer_entries, trained_shape
+from zhlm.submit.sources import (
+    base_config,
+    base_folder,
+    check_prompts,
+    own_tokenizer,
+    read_object,
+    tokenizer_entries,
+    trained_shape,
+)
 
 SPARE_BYTES = 64 << 20
 """Room for what is small: logs, metrics, reports."""
@@ -31,7 +40,7 @@ RAY_MAX_WORKERS = 2
 def check(config: RunConfig) -> None:
     """Find a user's mistake now instead of after the minutes that loading, packing or starting nodes take.
 
-    Raises: CorpusError, BaseModelError, ConfigError or StorageError, each one line.
+    Raises: CorpusError, BaseModelError, ConfigError, RunError or StorageError, each one line.
     """
     check_corpus(config)
     check_trackers(config)
@@ -40,6 +49,7 @@ def check(config: RunConfig) -> None:
         own = config.vocab is not None and config.vocab.tokenizer is not None  # in place of the base's
         check_base_folder(folder, config.base.model, weights=not config.base.from_scratch, fitting=not own)
     own_tokenizer(config)
+    check_prompts(config)
     checkpoint_bytes = 0
     base = _known_base(config)
     if base is not None:

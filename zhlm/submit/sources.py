@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from zhlm.config.prompts import check_masks
 from zhlm.config.schema import RunConfig, ScratchBaseConfig, StreamConfig
 from zhlm.config.stages import Stage, reads
 from zhlm.corpus.files import SourceFile, find_files
 from zhlm.corpus.word_list import word_lines
 from zhlm.errors import BaseModelError
-from zhlm.model.files import check_hub_name
+from zhlm.model.files import TOKENIZER_FILES, check_hub_name
 from zhlm.model.shape import ModelShape, shape_of
 from zhlm.storage import MANIFEST, SAMPLE_SCHEME, Run, is_remote
 
@@ -29,10 +30,6 @@ TOKENS_PER_BYTE_SMALL = 0.45
 """The same below SMALL_VOCABULARY entries."""
 TEXT_BYTES_PER_FILE_BYTE = {"gzip": 3.0, "zstd": 3.0, "parquet": 2.0}
 """Assumption: how much text a byte on the disk stands for, by compression or format; 1 for the others."""
-
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-"""Any one of these makes a folder loadable as a tokenizer."""
 
 
 def tokenizer_entries(tokenizer: Mapping[str, Any]) -> int:
@@ -181,6 +178,30 @@ def _own_entries(config: RunConfig) -> int | None:
         return tokenizer_entries(read_object(folder / "tokenizer.json"))
     if folder is not None and (folder / "vocab.txt").is_file():
         return len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    return None
+
+
+def check_prompts(config: RunConfig) -> None:
+    """The prompts of the evaluation have masks where the model guesses masks, as far as the mask token is known from files here.
+
+    Raises: RunError for one without.
+    """
+    mask_token = _mask_token(config)
+    if mask_token is not None:
+        check_masks(config, config.evaluate.prompts, mask_token)
+
+
+def _mask_token(config: RunConfig) -> str | None:
+    vocab = config.vocab
+    if vocab and vocab.special_tokens and vocab.special_tokens.mask_token:
+        return vocab.special_tokens.mask_token
+    folder = own_tokenizer(config) if vocab and vocab.tokenizer else base_folder(config)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if folder is not None and (folder / name).is_file():
+            token = read_object(folder / name).get("mask_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                return token
     return None
 
 

@@ -81,6 +81,10 @@ class Engine:
                 return
         self.deepspeed.step()
 
+    def leave_out(self, step: int) -> None:
+        """Nothing moves in this step (from 1), but Adam counts it, as it will when it goes on from a checkpoint."""
+        sharded.set_step(self._adam, step)
+
     def set_rates(self, factor: float) -> None:
         for group, peak in zip(self.deepspeed.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * factor

@@ -1,12 +1,12 @@
-"""A rank's batches, step after step: read ahead in a thread, and given out when every rank has its own.
+"""A rank's batches, step after step: read and made ahead in threads, and given out when every rank has its own.
 
 A rank may have to wait for the packer for an hour, and a collective may not wait for a rank that long. So while one waits, all meet every
 few seconds; they go on when all have their blocks, and give up together when one of them cannot get them.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator
+from itertools import accumulate, chain
 from types import TracebackType
 from typing import Self
 
@@ -15,13 +15,13 @@ import torch
 from torch import distributed
 
 from zhlm.blocks.read import BlockReader, Prefetcher
-from zhlm.objectives.batch import Batch, BatchMaker
+from zhlm.objectives.ahead import Ahead
+from zhlm.objectives.batch import Batch, BatchMaker, filled_up
 from zhlm.records import Blocks
 
 MEET_S = 2.0
 """While one waits for blocks, how long until all meet again."""
 
-_ONE_TOKEN = np.array([1], np.uint32)
 _NO_BLOCKS = Blocks(np.zeros((0, 1), np.int64), [])
 
 Deal = Callable[[int], list[list[int]]]
@@ -42,9 +42,10 @@ class Feed:
     def __init__(
         self, reader: BlockReader, deal: Deal, steps: range, micro_blocks: int, objective: BatchMaker, device: torch.device
     ) -> None:
-        self._deal, self._micro_blocks, self._objective, self._device = deal, micro_blocks, objective, device
-        # With more ranks than blocks in a step, some ranks never have any.
-        self._ahead = Prefetcher(reader, (own for step in steps if (own := _flat(deal(step)))))
+        self._device = device
+        self._blocks = Prefetcher(reader, (own for step in steps if (own := _flat(deal(step)))))
+        # Dense masks and whole words take their time. Only one step ahead: with masks, batches are large.
+        self._ahead = Ahead(self._make(deal, steps, micro_blocks, objective))
         self.waited_s = 0.0
         """For blocks, in all steps so far."""
 
@@ -52,28 +53,28 @@ class Feed:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._blocks.close()
         self._ahead.close()
 
-    def take(self, step: int, waits: Callable[[], None], asked: Callable[[], str]) -> tuple[Blocks | None, list[Batch], int, int]:
+    def take(self, waits: Callable[[], None], asked: Callable[[], str]) -> tuple[Blocks | None, list[Batch], int, int]:
         """This rank's blocks of the next step (None: it has none), the batch of each pass, and the targets and tokens of all ranks.
 
         `waits` is called again and again while this rank's blocks are not there; `asked` says why the workers should leave, if they should.
         Collective.
-        Raises: what reading raised; FailedElsewhere where another rank's reading did; Regroup where any rank was asked to leave.
+        Raises: what reading or making raised; FailedElsewhere where another rank's did; Regroup where any rank was asked to leave.
         """
-        dealt = self._deal(step)
         blocks: Blocks | None = None
-        there, problem = not _flat(dealt), None
+        batches: list[Batch] = []
+        there, problem = False, None
         while True:
             started_s = time.monotonic()
             if not there:
                 try:
                     there = self._ahead.ready(MEET_S)
-                    blocks = next(self._ahead) if there else None
+                    blocks, batches = next(self._ahead) if there else (None, [])
                 except Exception as error:
                     there, problem = False, error
             self.waited_s += time.monotonic() - started_s
-            batches = list(self._batches(dealt, blocks)) if there else []
             own = [sum(b.num_targets for b in batches), sum(b.num_tokens for b in batches), int(not there), int(problem is not None)]
             reason = asked()
             started_s = time.monotonic()
@@ -90,21 +91,16 @@ class Feed:
             if not there:
                 waits()
 
-    def _batches(self, dealt: list[list[int]], blocks: Blocks | None) -> Iterator[Batch]:
-        start = 0
-        for indices in dealt:
-            stop = start + len(indices)
-            own = Blocks(blocks.ids_BT[start:stop], blocks.ends[start:stop]) if blocks is not None else _NO_BLOCKS
-            yield filled_up(self._objective, own, indices, self._micro_blocks)
-            start = stop
+    def _make(self, deal: Deal, steps: range, micro_blocks: int, objective: BatchMaker) -> Iterator[tuple[Blocks | None, list[Batch]]]:
+        """Blocks and batches, step by step. With more ranks than blocks in a step, some ranks never have any."""
+        for dealt in map(deal, steps):
+            blocks = next(self._blocks) if _flat(dealt) else None
+            parts = zip(accumulate(map(len, dealt)), dealt, strict=True)
+            yield blocks, [filled_up(objective, _part(blocks, end - len(own), end), own, micro_blocks) for end, own in parts]
 
 
-def filled_up(objective: BatchMaker, blocks: Blocks, keys: Sequence[int], micro_blocks: int) -> Batch:
-    """A batch of so many rows, those behind the blocks mute: one token of nothing to learn. `keys`: of the blocks, see `BatchMaker`."""
-    missing = micro_blocks - len(blocks.ends)
-    ids_BT = np.pad(blocks.ids_BT, ((0, missing), (0, 0)))
-    filled = Blocks(ids_BT, [*blocks.ends, *([_ONE_TOKEN] * missing)])
-    return objective.make_batch(filled, [*keys, *([0] * missing)]).mute_after(len(blocks.ends))
+def _part(blocks: Blocks | None, start: int, end: int) -> Blocks:
+    return _NO_BLOCKS if blocks is None else Blocks(blocks.ids_BT[start:end], blocks.ends[start:end])
 
 
 def _flat(dealt: list[list[int]]) -> list[int]:

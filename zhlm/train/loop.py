@@ -29,12 +29,12 @@ from zhlm.model.packed import take_documents
 from zhlm.objectives.batch import BatchMaker
 from zhlm.objectives.choose import objective_of
 from zhlm.objectives.fused import Loss
+from zhlm.objectives.isolation import check_isolation
 from zhlm.storage import Place, Run
 from zhlm.tokenizer.load import load_tokenizer
 from zhlm.train.early_stop import EarlyStop
 from zhlm.train.engine import Engine, load_trainable
 from zhlm.train.feed import FailedElsewhere, Feed, Regroup
-from zhlm.train.isolation import check_isolation
 from zhlm.train.metrics import BlockTrace, MetricsLog, read_rows
 from zhlm.train.schedule import Share, deal, rate_factor, share_of, steps_at_the_peak
 from zhlm.train.shortage import Shortage, memory_for
@@ -137,7 +137,7 @@ def _train(settings: Settings, board: Any) -> None:
             started_s = time.monotonic()
             worker.engine.set_rates(rate_factor(state.step, settings.steps, train))
             try:
-                loss_nats, tokens = _step(worker, feed, trace, state.step)
+                loss_nats, targets, tokens = _step(worker, feed, trace, state.step)
             except Regroup:
                 saver.save(state, wait=True)
                 raise
@@ -148,6 +148,8 @@ def _train(settings: Settings, board: Any) -> None:
                 seconds=state.seconds + time.monotonic() - started_s,
             )
             last = state.step == settings.steps
+            if not targets:
+                teller.note(state, nothing_to_learn=True)
             if state.step % train.log_every == 0 or last:
                 rate = train.learning_rate * rate_factor(state.step - 1, settings.steps, train)
                 teller.tell_step(state, feed.waited_s, loss_nats=loss_nats, grad_norm=worker.engine.grad_norm(), learning_rate=rate)
@@ -218,16 +220,21 @@ def _mute_step(worker: Worker) -> None:
 
 
 @memory_for("a training step")
-def _step(worker: Worker, feed: Feed, trace: BlockTrace, step: int) -> tuple[float, int]:
-    """One optimizer step. Returns the mean loss per target of the global batch, in nats, and the batch's tokens.
+def _step(worker: Worker, feed: Feed, trace: BlockTrace, step: int) -> tuple[float, int, int]:
+    """One optimizer step. Returns the mean loss per target of the global batch, in nats, and the batch's targets and tokens.
+
+    A step whose blocks hold nothing to learn moves nothing, not even by weight decay or momentum: its loss is 0.
 
     Raises: TrainError on a non-finite loss, before the optimizer moves.
     """
     dealt = worker.deal(step)
-    blocks, batches, num_targets, num_tokens = feed.take(step, worker.waits.tell, worker.waits.asked)
+    blocks, batches, num_targets, num_tokens = feed.take(worker.waits.tell, worker.waits.asked)
     if worker.settings.config.train.trace_blocks and (problem := trace.append(step + 1, list(chain.from_iterable(dealt)), blocks)):
         worker.waits.tell(problem)  # as of the metrics: if it does not come back, the next save says so to all ranks
 
+    if num_targets == 0:  # on all ranks
+        worker.engine.leave_out(step + 1)
+        return 0.0, 0, num_tokens
     sum_N = torch.zeros(1, dtype=torch.float64, device=worker.device)
     for number, (indices, batch) in enumerate(zip(dealt, batches, strict=True)):
         # Keyed by what is trained on, so that a restart draws the same dropout as the run that it replaces.
@@ -241,7 +248,7 @@ def _step(worker: Worker, feed: Feed, trace: BlockTrace, step: int) -> tuple[flo
         worker.engine.end_pass()
     # DeepSpeed leaves out the optimizer's move, without a word, where gradients overflowed.
     _check_finite(worker, step, "gradient norm", worker.engine.grad_norm() or 0.0)
-    return float(sum_N) / num_targets, num_tokens
+    return float(sum_N) / num_targets, num_targets, num_tokens
 
 
 def _check_finite(worker: Worker, step: int, what: str, value: float) -> None:

@@ -12,9 +12,8 @@ from torch import distributed
 
 from zhlm.blocks.read import BlockReader
 from zhlm.config.schema import StreamConfig
-from zhlm.objectives.batch import Batch, BatchMaker, sum_nats
+from zhlm.objectives.batch import Batch, BatchMaker, filled_up, sum_nats
 from zhlm.records import Blocks
-from zhlm.train.feed import filled_up
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ def _beginnings(stream: StreamConfig, resolve: Callable[[str], str]) -> list[str
     texts: list[str] = []
     for file in chosen:
         left = SAMPLE_CHARS // len(chosen)
-        for text in (normalise(document.text) for batch in read_documents(file, stream.field, 64) for document in batch):
+        batches = read_documents(file, stream.field, 64, stream.skip_non_text)
+        for text in (normalise(document.text) for batch in batches for document in batch):
             texts.append(text[:left])
             left -= len(text)
             if left <= 0:

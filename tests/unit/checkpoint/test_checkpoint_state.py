@@ -165,6 +165,22 @@ def test_what_it_was_made_for_must_be_the_same(tmp_path: Path, changed: dict[str
     assert f"step_00000004 was made for something else ({name}: {MADE_FOR[name]!r} -> {value!r}); restore the setting" in str(caught.value)
 
 
+@pytest.mark.parametrize("base", ["org/model", "org/model@main"])
+def test_one_from_before_the_commit_of_a_hub_model_was_noted_goes_on(tmp_path: Path, base: str) -> None:
+    save(Place(tmp_path), TrainState(step=4), *tensors(4), Facts(made_for=MADE_FOR | {"base": base}))
+    found, _ = newest(Place(tmp_path))
+    assert found is not None
+    now = MADE_FOR | {"base": "org/model", "revision": "0a" * 20}
+    found.check_fits(now)
+    with pytest.raises(RunError, match="base: 'org/model' -> 'org/other'"):
+        found.check_fits(now | {"base": "org/other"})
+    save(Place(tmp_path), TrainState(step=5), *tensors(5), Facts(made_for=now))
+    noted, _ = newest(Place(tmp_path))
+    assert noted is not None
+    with pytest.raises(RunError, match="revision: "):
+        noted.check_fits(now | {"revision": "1b" * 20})
+
+
 def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     place = Place(tmp_path)
     for step in (2, 10, 4, 8):

@@ -55,6 +55,7 @@ def test_without_a_word_it_is_causal(file: Path) -> None:
         ("{name: prefix, max_share: 1.5}", "objective.max_share is 1.5; input should be less than or equal to 1"),
         ("{name: prefix, min_share: 0.95}", "min_share 0.95 exceeds max_share 0.9; lower the first or raise the second"),
         ("[masked]", "objective is ['masked']"),
+        ("{name: [masked]}", "objective: name is ['masked'], expected one of causal"),
     ],
 )
 def test_what_is_wrong_is_one_line(file: Path, written: str, said: str) -> None:

@@ -37,6 +37,7 @@ def config(**changes: Any) -> RunConfig:
         ({"streams__0__paths": ["x"]}, "vocab pack"),
         ({"streams__1__paths": ["x"]}, "pack"),
         ({"streams__1__held_out": ["x"]}, "pack"),
+        ({"streams__0__skip_non_text": True}, "vocab pack"),
         ({"streams__0__weight": 9.0}, "train"),
         ({"pack__block_tokens": 16}, "pack"),
         ({"pack__clean__min_chars": 9}, "pack"),
@@ -92,6 +93,12 @@ def test_what_was_trained_before_there_were_other_objectives_stays_finished() ->
     assert reads(config(objective="causal"), "train").keys() == {"base", "train", "weights", "seed"}
     settings = {"name": "prefix", "min_share": 0.2}
     assert reads(config(objective=settings), "train")["objective"] == settings | {"max_share": 0.9}
+
+
+def test_vocabularies_from_before_there_were_other_ways_stay_finished() -> None:
+    assert not {"special_tokens", "tokenizer"} & reads(config(vocab={}), "vocab")["vocab"].keys()
+    other = {"tokenizer": "org/other", "special_tokens": {"sentinels": 3}}
+    assert other.keys() <= reads(config(vocab=other), "vocab")["vocab"].keys()
 
 
 def test_every_section_is_read_by_a_stage_or_known_not_to_be() -> None:
@@ -180,3 +187,7 @@ def test_what_stands_in_the_way_is_said_only_to_who_asked(change: dict[str, Any]
 def test_packing_gets_what_the_most_workers_leave(workers: Any, each: float, gpus: float, most: dict[str, float], left: int) -> None:
     made = config(resources__workers=workers, resources__cpus_per_worker=each, resources__gpus_per_worker=gpus)
     assert packing_cpus(made, most) == left
+
+
+def test_what_was_packed_before_there_was_skip_non_text_stays_finished() -> None:
+    assert all("skip_non_text" not in stream for stage in ("vocab", "pack") for stream in reads(config(), stage)["streams"])

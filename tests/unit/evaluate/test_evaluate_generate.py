@@ -10,10 +10,11 @@ from transformers import GenerationConfig, pipeline
 from conftest import run_data, save_tiny_llama
 from tiny_bases import bert_folder, bloom_folder, gpt2_folder, roberta_folder, t5_folder
 from zhlm.config.load import dump_config
+from zhlm.config.prompts import check_masks
 from zhlm.config.schema import GenerateConfig, RunConfig
 from zhlm.errors import RunError
-from zhlm.evaluate.generate import _filled, answer, check_prompts, generate, run_generate, write
-from zhlm.evaluate.models import both_models, load
+from zhlm.evaluate.generate import _filled, answer, generate, run_generate, write
+from zhlm.evaluate.models import load
 from zhlm.objectives.span_corruption import sentinel_ids
 from zhlm.storage import Run
 from zhlm.tokenizer.decode import decode
@@ -119,9 +120,9 @@ def test_a_prompt_without_a_mask_is_one_line(tmp_path: Path) -> None:
     _, tokenizer = load(str(folder), CPU)
     message = r"^generate: .*base is a masked model, .* does not continue a text; put \[MASK\] into the prompt '今天'"
     with pytest.raises(RunError, match=message) as caught:
-        check_prompts(config_of(tmp_path, "masked"), tokenizer, ["今[MASK]", "今天"])
+        check_masks(config_of(tmp_path, "masked"), ["今[MASK]", "今天"], tokenizer.mask_token)
     assert "\n" not in str(caught.value)
-    check_prompts(config_of(tmp_path, "causal"), tokenizer, ["今天"])
+    check_masks(config_of(tmp_path, "causal"), ["今天"], tokenizer.mask_token)
 
 
 def test_sentinels_of_the_prompt_are_filled(tmp_path: Path) -> None:
@@ -164,14 +165,3 @@ def test_zhlm_generate_shows_the_answers_of_both(tmp_path: Path, make: Any, obje
     if objective == "masked":
         with pytest.raises(RunError, match=r"put \[MASK\] into the prompt 'abc'"):
             run_generate(str(run.folder), ["abc"], **how)
-
-
-def test_a_base_that_lacks_a_special_token_is_measured_with_it(tmp_path: Path) -> None:
-    data = run_data(tmp_path) | {"objective": "masked", "vocab": {"add_rows": 0, "special_tokens": {"mask_token": "[MASK]"}}}
-    config = RunConfig.model_validate(data)
-    run = Run.of(config)
-    (run.export.path / "merged").mkdir(parents=True)
-    (run.export / "manifest.json").write_text("{}")
-    assert both_models(config, run)["base"] == (run.base_model(config), None, None)
-    other = RunConfig.model_validate(data | {"objective": "causal"})
-    assert both_models(other, run)["base"] == (str(tmp_path / "base"), None, None)

@@ -9,7 +9,7 @@ from zhlm.config.schema import TrainConfig
 from zhlm.model.bloom import PackedBloom
 from zhlm.model.packed import take_documents
 from zhlm.objectives.causal import Causal
-from zhlm.train.isolation import check_isolation
+from zhlm.objectives.isolation import check_isolation
 
 LENGTHS = (11, 1, 20)
 

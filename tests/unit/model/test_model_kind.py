@@ -74,6 +74,14 @@ T5 = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
         (MaskedConfig(), GPT2, "base: it is GPT2LMHeadModel, which takes causal or prefix; objective is masked; set objective: causal"),
         (CausalConfig(), T5, "which takes span_corruption; objective is causal; set objective: span_corruption"),
         (SpanCorruptionConfig(), GPT2, "which takes causal or prefix; objective is span_corruption"),
+        (
+            SpanCorruptionConfig(),
+            {"model_type": "bart", "architectures": ["BartForConditionalGeneration"]},
+            "is a bart model, expected one of",
+        ),
+        (SpanCorruptionConfig(), {"model_type": "mbart"}, "is a mbart model, expected one of t5, mt5, umt5: of encoder-decoders, only"),
+        (SpanCorruptionConfig(), {"model_type": "pegasus"}, "is a pegasus model, expected one of"),
+        (SpanCorruptionConfig(), {"model_type": "longt5"}, "is a longt5 model, expected one of"),
     ],
 )
 def test_an_objective_that_does_not_fit_is_one_line(objective: Objective, model_config: dict[str, Any], said: str) -> None:
@@ -85,6 +93,7 @@ def test_an_objective_that_does_not_fit_is_one_line(objective: Objective, model_
 def test_what_fits_passes() -> None:
     pairs: list[tuple[Objective, dict[str, Any]]] = [
         (CausalConfig(), GPT2), (PrefixConfig(), GPT2), (MaskedConfig(), BERT), (SpanCorruptionConfig(), T5),
+        (SpanCorruptionConfig(), {"model_type": "mt5"}), (SpanCorruptionConfig(), {"model_type": "umt5"}),
     ]  # fmt: skip
     for objective, model_config in pairs:
         check_fits(objective, model_config, "it")

@@ -24,8 +24,8 @@ from transformers import (
 
 from zhlm.errors import BaseModelError
 from zhlm.model.packed import PACKED, take_documents
+from zhlm.objectives.isolation import check_isolation
 from zhlm.objectives.span_corruption import SpanCorruption
-from zhlm.train.isolation import check_isolation
 
 READ, WRITTEN = (11, 1, 40, 6), (4, 0, 23, 9)
 """Tokens of each document; the second is too short to write anything of."""

@@ -13,8 +13,8 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 from zhlm.errors import BaseModelError
 from zhlm.objectives.batch import IGNORED, Batch, sum_nats
 from zhlm.objectives.causal import Causal
+from zhlm.objectives.isolation import check_isolation
 from zhlm.records import Blocks
-from zhlm.train.isolation import check_isolation
 
 VOCABULARY = 64
 

@@ -31,9 +31,9 @@ from zhlm.config.objective import MaskedConfig
 from zhlm.errors import BaseModelError
 from zhlm.model.load import first_position
 from zhlm.objectives.batch import IGNORED, Batch, logits_of, sum_nats
+from zhlm.objectives.isolation import check_isolation
 from zhlm.objectives.masked import Masked
 from zhlm.records import Blocks
-from zhlm.train.isolation import check_isolation
 
 TOKENIZER = bert_tokenizer()
 SPECIAL = set(TOKENIZER.all_special_ids)

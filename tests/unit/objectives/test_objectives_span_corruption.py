@@ -16,7 +16,8 @@ from zhlm.config.objective import SpanCorruptionConfig
 from zhlm.errors import BaseModelError, ConfigError
 from zhlm.model.packed import take_documents
 from zhlm.objectives.batch import IGNORED, WIDTH_STEP, Batch, sum_nats
-from zhlm.objectives.span_corruption import SpanCorruption, counts, lengths, sentinel_ids
+from zhlm.objectives.span_corruption import SpanCorruption, sentinel_ids
+from zhlm.objectives.spans import counts, lengths, typical_lengths
 from zhlm.records import Blocks
 
 START, EOS = 0, 1
@@ -296,3 +297,10 @@ def test_a_block_with_more_spans_than_sentinels_is_refused_with_the_one_that_fit
     with pytest.raises(ConfigError):
         objective().check_block(fits + 1)
     objective().make_batch(blocks_of([[text(fits)]]), [0])
+
+
+@pytest.mark.parametrize("block_tokens", [1, 4, 30, 512])
+def test_what_a_plan_says_of_a_block_is_what_becomes_of_it(block_tokens: int) -> None:
+    batch = objective().make_batch(blocks_of([[text(block_tokens)]]), [0])
+    read, written = (int((batch.inputs[name] > 0).sum()) for name in ("document_ids", "decoder_document_ids"))
+    assert typical_lengths(block_tokens, 0.15, 3.0) == (read, written)

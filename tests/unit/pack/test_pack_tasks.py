@@ -107,6 +107,26 @@ def test_every_fate_ends_where_it_should(source: Source, tmp_path: Path) -> None
     ]  # fmt: skip
 
 
+def test_documents_that_are_no_text_are_dropped_and_counted(tmp_path: Path) -> None:
+    values = ["今天天气很好。", None, "", 7, "生僻字𠮷很少见", ["不是"]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
+    source = source_of(tmp_path / "a.jsonl")
+    with pytest.raises(CorpusError, match=r"line 2: .*skip_non_text: true"):
+        survey(SurveyTask(source, str(tmp_path / "store"), "ef01", False))
+    source = replace(source, skip_non_text=True)
+    found = survey(SurveyTask(source, str(tmp_path / "store"), "ef02", False))
+    assert (found.documents, found.dropped, len(found.hashes_N2)) == (6, {"not_text": 3, "empty": 1}, 2)
+    for needs in (None, found.needs_R):
+        task = replace(pack_task(source, [Fate.TRAIN, Fate.VALIDATION], f"abc{needs is None:d}"), needs_R=needs)
+        packed = pack_part(settings(tmp_path), task)
+        assert (packed.documents, packed.dropped) == (len(values), {"empty": 1, "not_text": 3})
+        assert held_out(tmp_path, task.key) == [values[4]]
+        committed = find_part(Place(tmp_path), task.key)
+        assert committed is not None
+        said = [(r["row"], r["text"]) for r in committed[1]["rejects"] if r["reason"] == "not_text"]
+        assert said == [(2, "null"), (4, "7"), (6, '["不是"]')]
+
+
 def test_a_split_that_is_not_asked_for_gets_no_shard(source: Source, tmp_path: Path) -> None:
     packed = pack_part(settings(tmp_path), PackTask(source, "abcd", ("train",), np.zeros(6, np.uint8)))
     assert set(packed.shards) == {"train"}

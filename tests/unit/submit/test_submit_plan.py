@@ -8,7 +8,7 @@ import pytest
 
 from zhlm.config.schema import RunConfig
 from zhlm.config.stages import reads
-from zhlm.errors import BaseModelError, ConfigError
+from zhlm.errors import BaseModelError, ConfigError, RunError
 from zhlm.model.shape import parameters, shape_of
 from zhlm.submit.memory import count_parameters, worker_memory
 from zhlm.submit.plan import format_plan, make_plan
@@ -212,3 +212,67 @@ def test_remote_corpus_leaves_sizes_open(tmp_path: Path) -> None:
     assert "size unknown until packed" in text and "? of ? blocks" in text
     text = format_plan(make_plan(config(tmp_path, streams=streams, train={"epochs": None, "steps": 5})))
     assert "  5 of 50 blocks in all" in text
+
+
+BERT = {
+    "model_type": "bert", "architectures": ["BertForMaskedLM"], "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "intermediate_size": 128, "vocab_size": 1000, "max_position_embeddings": 512,
+}  # fmt: skip
+T5 = {
+    "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2,
+    "num_decoder_layers": 2, "num_heads": 4, "vocab_size": 1000,
+}  # fmt: skip
+
+
+def planned(folder: Path, base: dict[str, Any], **changes: Any) -> str:
+    run = config(folder, **changes)
+    (folder / "base" / "config.json").write_text(json.dumps(base))
+    return format_plan(make_plan(run))
+
+
+def line_of(text: str, name: str) -> str:
+    return next((line for line in text.splitlines() if line.startswith(f"  {name} ")), "")
+
+
+@pytest.mark.parametrize(
+    ("base", "objective", "said"),
+    [
+        (LLAMA, "causal", "  objective    causal"),
+        (LLAMA, {"name": "prefix", "min_share": 0.2}, "  objective    prefix, 20% to 90% of a document"),
+        (BERT, {"name": "masked", "whole_words": True}, "  objective    masked, 15% of the tokens, whole words"),
+        (
+            T5,
+            "span_corruption",
+            "  objective    span_corruption, of a block 90 tokens to read and 22 to write where it is one document, at most 100 and 100",
+        ),
+    ],
+)
+def test_the_plan_says_what_is_learned(base: dict[str, Any], objective: Any, said: str, tmp_path: Path) -> None:
+    text = planned(tmp_path, base, objective=objective)
+    assert line_of(text, "objective").split() == said.split()
+    assert bool(line_of(text, "attention mask")) == (said.split()[1].strip(",") in ("masked", "prefix"))
+
+
+def test_a_dense_mask_takes_memory_where_blocks_are_packed(tmp_path: Path) -> None:
+    """8 rows of 100 x 100 pairs: a byte and a number each. Made ahead: 10 blocks of a step in 2 passes of 5, twice."""
+    train = {"micro_batch_blocks": 8}
+    text = planned(tmp_path, BERT, objective="masked", train=train)
+    assert line_of(text, "attention mask").endswith(" 244 KiB")  # 5 x 10,000 x (1 + 4)
+    assert line_of(text, "masks made ahead").endswith("~195 KiB in CPU memory")
+    small = planned(tmp_path, BERT, objective="masked", train=train | {"precision": "bfloat16"})
+    assert line_of(small, "attention mask").endswith(" 146 KiB")
+    assert "mask" not in planned(tmp_path, BERT, objective="masked", pack={"packing": "none"}).replace("objective    masked", "")
+
+
+@pytest.mark.parametrize("told", ["own", "saved", "mapped"])
+def test_a_prompt_without_a_mask_is_refused_before_anything_starts(told: str, tmp_path: Path) -> None:
+    mask = {"own": "<gap>", "saved": "[MASK]", "mapped": "<mask>"}[told]
+    vocab = {"add_rows": 0, "special_tokens": {"mask_token": mask}} if told == "own" else None
+    asked = {"objective": "masked", "vocab": vocab}
+    config(tmp_path)  # makes the folder
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps({"mask_token": "[MASK]"} if told == "saved" else {}))
+    (tmp_path / "base" / "special_tokens_map.json").write_text(json.dumps({"mask_token": {"content": "<mask>"}}))
+    with pytest.raises(RunError, match=r"which guesses masks and does not continue a text") as caught:
+        planned(tmp_path, BERT, evaluate={"prompts": [f"\u4eca{mask}", "\u4eca\u5929"]}, **asked)
+    assert f"put {mask} into the prompt '\u4eca\u5929'" in str(caught.value) and "\n" not in str(caught.value)
+    assert planned(tmp_path, BERT, evaluate={"prompts": [f"\u4eca{mask}"]}, **asked)

@@ -10,7 +10,7 @@ import yaml
 
 from zhlm.config.load import load_config
 from zhlm.config.schema import RunConfig
-from zhlm.errors import BaseModelError, ClusterError, ConfigError, CorpusError, StorageError, UserError
+from zhlm.errors import BaseModelError, ClusterError, ConfigError, CorpusError, RunError, StorageError, UserError
 from zhlm.submit.plan import make_plan
 from zhlm.submit.preflight import check, check_cluster_file
 
@@ -208,6 +208,16 @@ def test_an_objective_that_the_base_does_not_take(
     assert said in refused(data, BaseModelError)
     with pytest.raises(BaseModelError, match="which takes"):
         make_plan(config(data))
+
+
+def test_a_prompt_without_the_mask_of_a_masked_model(data: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "bert"}))
+    (tmp_path / "base" / "tokenizer_config.json").write_text('{"mask_token": "[MASK]"}')
+    data |= {"objective": "masked", "evaluate": {"prompts": ["\u4eca\u5929"]}}
+    assert "is a masked model, which guesses masks" in refused(data, RunError)
+    data["evaluate"]["prompts"] = ["\u4eca[MASK]"]
+    check(config(data))
 
 
 def test_the_base_that_the_sample_will_make_takes_what_a_llama_takes(data: dict[str, Any]) -> None:

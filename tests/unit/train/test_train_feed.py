@@ -16,13 +16,13 @@ from zhlm.blocks import read
 from zhlm.blocks.read import BlockReader
 from zhlm.blocks.store import LEDGER, beat
 from zhlm.config.objective import PrefixConfig
-from zhlm.errors import DeadlineError, RunError, StorageError
-from zhlm.objectives.batch import IGNORED, Batch, BatchMaker
+from zhlm.errors import ConfigError, DeadlineError, RunError, StorageError
+from zhlm.objectives.batch import IGNORED, Batch, BatchMaker, filled_up
 from zhlm.objectives.causal import Causal
 from zhlm.objectives.prefix import Prefix
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
-from zhlm.train.feed import Feed, filled_up
+from zhlm.train.feed import Feed
 from zhlm.train.metrics import BlockTrace
 from zhlm.train.schedule import deal, share_of
 from zhlm.train.validate import held_out
@@ -56,7 +56,7 @@ def test_steps_come_in_order_with_the_blocks_of_the_order(run: Run) -> None:
     reader = BlockReader(run, WEIGHTS, "train", 1)
     with feed_of(BlockReader(run, WEIGHTS, "train", 1), steps=range(3, 9)) as feed:
         for step in range(3, 9):
-            blocks, batches, num_targets, num_tokens = feed.take(step, never, str)
+            blocks, batches, num_targets, num_tokens = feed.take(never, str)
             expected = reader.read(range(step * 6, step * 6 + 6))
             assert blocks is not None and blocks.ids_BT.tolist() == expected.ids_BT.tolist()
             whole = CAUSAL.make_batch(expected, range(6))
@@ -67,7 +67,7 @@ def test_steps_come_in_order_with_the_blocks_of_the_order(run: Run) -> None:
 
 def test_a_rank_without_blocks_and_a_short_pass_learn_nothing(run: Run) -> None:
     with feed_of(BlockReader(run, WEIGHTS, "train", 1), 2, 3, batch=2) as feed:
-        blocks, (batch,), num_targets, num_tokens = feed.take(0, never, str)
+        blocks, (batch,), num_targets, num_tokens = feed.take(never, str)
         assert blocks is None and (num_targets, num_tokens) == (0, 0) and set(batch.targets_BT.flatten().tolist()) == {IGNORED}
     one = Blocks(np.array([[5, 6, 7, 8]]), [np.array([3], np.uint32)])
     filled = filled_up(CAUSAL, one, [4], 3)
@@ -99,7 +99,7 @@ def test_training_waits_for_the_packer_and_goes_on(run: Run, monkeypatch: pytest
             (run.blocks / LEDGER).write_text(whole)
 
     with feed_of(BlockReader(run, WEIGHTS, "train", 1, told.append)) as feed:
-        feed.take(0, packs_later, str)
+        feed.take(packs_later, str)
         assert feed.waited_s > 0.2
     assert waits >= 3 and "train waits for packing: stream en has 0 of the 1 shards" in told[0]
 
@@ -122,7 +122,7 @@ def test_a_packer_that_fails_or_dies_ends_the_wait_with_its_name(run: Run, silen
             DeadlineError if silent else RunError, match="no sign of a packer for 0.5 s" if silent else "zh.txt line 3 is broken"
         ),
     ):
-        feed.take(0, fails, str)
+        feed.take(fails, str)
     assert time.monotonic() - started_s < 10
 
 
@@ -130,7 +130,7 @@ def test_the_thread_ends_with_the_feed_even_while_it_waits(run: Run) -> None:
     unpacked(run)
     before = threading.active_count()
     with feed_of(BlockReader(run, WEIGHTS, "train", 1)):
-        assert threading.active_count() == before + 1
+        assert threading.active_count() == before + 2, "one reads, one makes"
     assert threading.active_count() == before
 
 
@@ -179,6 +179,47 @@ def test_a_line_that_was_cut_off_is_ended(run: Run) -> None:
     assert lines[:2] == ['{"step": 1}', '{"st'] and [json.loads(line)["step"] for line in lines[2:]] == [2, 3]
 
 
+class Failing(Causal):
+    """Cannot make anything of one block of the order."""
+
+    def make_batch(self, blocks: Blocks, keys: Sequence[int]) -> Batch:
+        if 9 in keys:
+            raise ConfigError("objective: block 9 has too many spans; set another one")
+        return super().make_batch(blocks, keys)
+
+
+def test_what_cannot_be_made_fails_in_its_own_step(run: Run) -> None:
+    with feed_of(BlockReader(run, WEIGHTS, "train", 1), objective=Failing()) as feed:
+        assert feed.take(never, str)[3] > 0
+        time.sleep(0.2)  # by now the next step has failed
+        with pytest.raises(ConfigError, match="block 9"):
+            feed.take(never, str)
+
+
+class Slow(Causal):
+    """Takes its time; notes which steps it has made."""
+
+    def make_batch(self, blocks: Blocks, keys: Sequence[int]) -> Batch:
+        time.sleep(0.1)
+        made.append(keys[0] // 6)
+        return super().make_batch(blocks, keys)
+
+
+made: list[int] = []
+
+
+def test_batches_are_made_while_the_step_before_is_trained_on_and_not_earlier(run: Run) -> None:
+    made.clear()
+    with feed_of(BlockReader(run, WEIGHTS, "train", 1), objective=Slow()) as feed:
+        feed.take(never, str)
+        time.sleep(0.8)  # as long as a step would take
+        assert made == [0, 0, 1, 1]
+        waited_s = feed.waited_s
+        feed.take(never, str)
+        assert feed.waited_s - waited_s < 0.1 and made[:4] == [0, 0, 1, 1]
+    assert len(made) <= 6, "and no further when training has ended"
+
+
 class Noting(Causal):
     """Notes the keys that it is asked with."""
 
@@ -197,8 +238,8 @@ def test_a_row_is_keyed_by_its_place_in_the_order_whoever_reads_it(run: Run) -> 
         noted.clear()
         for rank in range(world_size):
             with feed_of(BlockReader(run, WEIGHTS, "train", 1), rank, world_size, steps=range(4, 6), objective=Noting()) as feed:
-                for step in (4, 5):
-                    feed.take(step, never, str)
+                for _ in range(2):
+                    feed.take(never, str)
         by_rank.append(sorted(key for keys in noted for key in keys))
     assert by_rank == [list(range(24, 36))] * 3
 
@@ -223,7 +264,7 @@ def test_what_is_drawn_for_a_block_does_not_depend_on_who_reads_it(run: Run) -> 
         for rank in range(world_size):
             with feed_of(BlockReader(run, WEIGHTS, "train", 1), rank, world_size, steps=range(2), objective=prefix) as feed:
                 for step in range(2):
-                    _, batches, _, _ = feed.take(step, never, str)
+                    _, batches, _, _ = feed.take(never, str)
                     own = deal(step, rank, world_size, 6, share_of(6, 4, world_size))
                     for indices, batch in zip(own, batches, strict=True):
                         for place, index in enumerate(indices):

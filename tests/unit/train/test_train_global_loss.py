@@ -17,7 +17,7 @@ from zhlm.blocks.read import training_reader
 from zhlm.checkpoint.sharded import _held
 from zhlm.config.schema import RunConfig
 from zhlm.model.load import load_model
-from zhlm.objectives.batch import sum_nats
+from zhlm.objectives.batch import IGNORED, Batch, sum_nats
 from zhlm.objectives.causal import Causal
 from zhlm.storage import Run
 from zhlm.train import loop
@@ -47,8 +47,9 @@ def trained_step(folder: Path, micro_blocks: int, **train: Any) -> Step:
     worker = loop.Worker(settings, run, 0, 1, device, share, reader, Causal(), engine, sum_nats, [], waits)  # type: ignore[arg-type]
     loop._mute_step(worker)
     engine.restore(None)
+    engine.leave_out(0)  # as if from the start
     with Feed(reader, worker.deal, range(1), share.micro_blocks, worker.objective, device) as feed:
-        loss_nats, _ = loop._step(worker, feed, None, 0)  # type: ignore[arg-type]
+        loss_nats, *_ = loop._step(worker, feed, None, 0)  # type: ignore[arg-type]
     # After one step from nothing, Adam's first moment is the gradient times 1 - beta.
     first = {name: _held(p, engine._adam, "exp_avg", 0)[1].reshape(p.shape) for name, p in model.named_parameters()}  # type: ignore[index]
     return loss_nats, {name: moment / (1 - config.train.betas[0]) for name, moment in first.items()}
@@ -63,6 +64,21 @@ def one_big_batch(folder: Path) -> Step:
     loss = sum_nats(model, batch) / batch.num_targets
     loss.backward()
     return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_a_step_with_nothing_to_learn_moves_nothing(tmp_path: Path) -> None:
+    """By masked: blocks of special tokens alone. Backward and the optimizer are not even asked."""
+    left_out: list[int] = []
+    worker: Any = SimpleNamespace(
+        settings=loop.Settings(config_of(tmp_path, 3), str(tmp_path), 8),
+        deal=lambda step: [[7 * step, 7 * step + 1]],
+        engine=SimpleNamespace(leave_out=left_out.append),
+        waits=SimpleNamespace(tell=None, asked=None),
+    )
+    nothing = Batch({}, torch.full((2, 4), IGNORED), torch.tensor([4, 3]))
+    feed: Any = SimpleNamespace(take=lambda *_: (None, [nothing], 0, 7))
+    assert loop._step(worker, feed, None, 4) == (0.0, 0, 7)  # type: ignore[arg-type]
+    assert left_out == [5]
 
 
 @pytest.mark.usefixtures("one_process")

@@ -17,10 +17,10 @@ from zhlm.config.schema import TrainConfig
 from zhlm.model.load import load_model
 from zhlm.objectives.batch import sum_nats
 from zhlm.objectives.causal import Causal
+from zhlm.objectives.isolation import check_isolation
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
 from zhlm.train.engine import deepspeed_config
-from zhlm.train.isolation import check_isolation
 from zhlm.train.metrics import MetricsLog, read_rows
 from zhlm.train.schedule import share_of
 from zhlm.train.validate import held_out, validate

@@ -12,9 +12,10 @@ from ray.train import FailureConfig
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
 from conftest import run_data
-from zhlm.config.schema import RunConfig
+from zhlm.config.schema import ResourcesConfig, RunConfig
 from zhlm.errors import TrainError
 from zhlm.train.elastic import Forgiving
+from zhlm.train.job import _named
 from zhlm.train.shortage import Shortage, asked_bytes, memory_for
 
 
@@ -71,6 +72,7 @@ def test_nobody_is_started_again_for_it() -> None:
     policy = Forgiving(FailureConfig(max_failures=3))
     failed = SimpleNamespace(worker_failures={0: ConnectionError("closed by peer"), 1: Shortage("a training step").told(config_of(), 2)})
     assert policy.make_decision(failed) == FailureDecision.RAISE
+    assert str(_named(failed, ResourcesConfig())) == str(failed.worker_failures[1]), "what the driver says then"
 
 
 @pytest.mark.parametrize(

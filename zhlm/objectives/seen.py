@@ -120,7 +120,10 @@ def _prefix(made: _Made) -> tuple[str, list[SeenDocument]]:
     def document(start: int, end: int) -> SeenDocument:
         rest = made.targets[start:end]
         prefix = int(made.inputs["attention_mask"][start].sum())  # of the first token: what it sees
-        lines = [_line("prefix", made.text(made.inputs["input_ids"][start : start + prefix])), _line("learns", made.text(rest[rest != IGNORED]))]
+        lines = [
+            _line("prefix", made.text(made.inputs["input_ids"][start : start + prefix])),
+            _line("learns", made.text(rest[rest != IGNORED])),
+        ]
         return SeenDocument(f"{_positions(made, start, end)}, a prefix of {prefix:,}", lines)
 
     what = f"of {len(made.ids_R):,} tokens are learned, from all before them; those of a prefix see each other in both directions"
@@ -133,7 +136,9 @@ def _span_corruption(made: _Made) -> tuple[str, list[SeenDocument]]:
     def document(number: int) -> SeenDocument:
         read, written = made.inputs["input_ids"][reads == number], made.targets[writes == number]
         note = f", {len(read):,} to read and {len(written):,} to write"
-        return SeenDocument(note, [_line("reads", made.text(read)), _line("writes", made.text(written) or "nothing: too short to hide some")])
+        return SeenDocument(
+            note, [_line("reads", made.text(read)), _line("writes", made.text(written) or "nothing: too short to hide some")]
+        )
 
     what = f"tokens to write, from {int((reads > 0).sum()):,} to read, of {len(made.ids_R):,}; no document sees another"
     return what, [document(number) for number in range(1, len(made.spans) + 1)]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from zhlm.errors import BaseModelError
 from zhlm.objectives.batch import IGNORED, Batch, BatchMaker, logits_of
 from zhlm.objectives.masked import Masked
+from zhlm.objectives.prefix import Prefix
 from zhlm.records import Blocks
 
 TOLERANCE = 0.05
@@ -18,7 +19,8 @@ DOCUMENT_TOKENS = 16
 
 
 def check_isolation(model: PreTrainedModel, objective: BatchMaker, packing: str) -> None:
-    """Raises: BaseModelError when a document's predictions depend on the one packed before it, or on the padding where none is packed."""
+    """Raises: BaseModelError when a document's predictions depend on the one packed before it, or on the padding where none is packed; or
+    when a prefix is not seen in both directions."""
     kind, rows = type(model).__name__, int(model.get_input_embeddings().weight.shape[0])
     packed = packing != "none"
     remedy = "choose another base" + (", or set pack.packing: none" if packed and isinstance(objective, Masked) else "")
@@ -42,6 +44,23 @@ def check_isolation(model: PreTrainedModel, objective: BatchMaker, packing: str)
         what = "a packed document changes the next one's" if packed else "padding changes a document's"
         by = " and ".join(name for name in batch.inputs if not name.endswith("input_ids"))
         raise BaseModelError(f"train: in {kind} {what} log-probabilities by {leak:.3f}, expected 0; its attention ignores {by}, {remedy}")
+    if isinstance(objective, Prefix):
+        _check_both_ways(model, objective, rows)
+
+
+def _check_both_ways(model: PreTrainedModel, objective: Prefix, rows: int) -> None:
+    """Some classes, such as GPT-Neo, hide what comes later from the layers, whatever the mask says."""
+    batch = _documents(replace(objective, min_share=0.5, max_share=0.5), rows, packed=True)
+    ids_BT, last = batch.inputs["input_ids"].clone(), DOCUMENT_TOKENS // 2 - 1
+    ids_BT[:, last] = (ids_BT[:, last] + 7) % rows
+    changed = replace(batch, inputs={**batch.inputs, "input_ids": ids_BT})
+    with torch.no_grad():
+        one_TV, other_TV = (logits_of(model, b)[0, :last] for b in (batch, changed))
+    if torch.equal(one_TV, other_TV):
+        raise BaseModelError(
+            f"train: in {type(model).__name__} a prefix does not see what comes later in it, which objective prefix needs; set objective: "
+            "causal, or choose another base (Llama, Qwen, GPT-2, Mistral ...)"
+        )
 
 
 def _documents(objective: BatchMaker, rows: int, packed: bool) -> Batch:

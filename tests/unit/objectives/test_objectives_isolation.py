@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertForMaskedLM, PreTrainedModel, T5ForConditionalGeneration
+from transformers import BertForMaskedLM, GPTNeoConfig, GPTNeoForCausalLM, PreTrainedModel, T5ForConditionalGeneration
 
 from tiny_bases import bert_folder, bloom_folder, gpt2_folder, roberta_folder, t5_folder
 from zhlm.config.objective import CausalConfig, MaskedConfig, PrefixConfig, SpanCorruptionConfig
@@ -14,11 +14,11 @@ from zhlm.model.load import load_model
 from zhlm.model.packed import take_documents
 from zhlm.objectives.batch import BatchMaker
 from zhlm.objectives.causal import Causal
+from zhlm.objectives.isolation import check_isolation
 from zhlm.objectives.masked import Masked
 from zhlm.objectives.prefix import Prefix
 from zhlm.objectives.span_corruption import SpanCorruption
 from zhlm.tokenizer.load import load_tokenizer
-from zhlm.train.isolation import check_isolation
 
 PAIRS = {
     "gpt2 causal": (gpt2_folder, Causal, CausalConfig()),
@@ -110,3 +110,15 @@ def test_inputs_that_a_class_does_not_take_are_named(folder: Path) -> None:
     bert.__class__ = NoMask
     with pytest.raises(BaseModelError, match=r"takes no attention_mask, so .*; choose another base, or set pack.packing: none$"):
         check_isolation(bert, masked, "best_fit")
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "none"])
+def test_a_decoder_that_hides_what_comes_later_is_no_prefix_model(packing: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 99, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 64}
+        ends = {"bos_token_id": 0, "eos_token_id": 0}
+        model = GPTNeoForCausalLM(GPTNeoConfig(attention_types=[[["global"], 1]], intermediate_size=16, **sizes, **ends)).eval()
+    check_isolation(model, Causal(), packing)
+    with pytest.raises(BaseModelError, match="in GPTNeoForCausalLM a prefix does not see what comes later in it"):
+        check_isolation(model, Prefix(0.1, 0.9, 7), packing)

@@ -11,17 +11,16 @@ from conftest import run_data, write_blocks
 from tiny_bases import bert_folder, bloom_folder, gpt2_folder, t5_folder
 from zhlm.blocks.inspect import open_blocks
 from zhlm.blocks.read import training_reader
-from zhlm.blocks.seen import see
 from zhlm.cli import main
 from zhlm.config.load import dump_config
 from zhlm.config.schema import RunConfig
 from zhlm.model.load import load_model_config
-from zhlm.objectives.batch import IGNORED, Batch
+from zhlm.objectives.batch import IGNORED, Batch, filled_up
 from zhlm.objectives.choose import objective_of
+from zhlm.objectives.seen import SeenBlock, see
 from zhlm.records import Blocks
 from zhlm.storage import Place, Run
 from zhlm.tokenizer.load import load_tokenizer, vocabulary_of
-from zhlm.train.feed import filled_up
 
 MAKERS: dict[str, Callable[[Path], Path]] = {"gpt2": gpt2_folder, "bloom": bloom_folder, "bert": bert_folder, "t5": t5_folder}
 OWN = {"gpt2": "causal", "bloom": "causal", "bert": "masked", "t5": "span_corruption"}
@@ -83,18 +82,26 @@ def test_masked_marks_what_is_seen_in_place_of_what(runs: dict[str, Run], capsys
     assert tokenizer.convert_ids_to_tokens(batch.inputs["input_ids"][0, at]) == ["[MASK]"] * 4 + ["張"]
 
 
-def test_tokens_that_are_kept_are_marked_and_cut_characters_are_written_as_bytes(tmp_path: Path) -> None:
-    config = RunConfig.model_validate(
-        run_data(tmp_path) | {"objective": {"name": "masked", "mask_share": 0.5, "mask_token_share": 0.0, "random_share": 0.0}}
-    )
-    base = str(bert_folder(tmp_path / "base"))
-    tokenizer = load_tokenizer(base)
-    blocks = Blocks(np.array([tokenizer.convert_tokens_to_ids([*"今天天气很好"])]), [np.array([6], np.uint32)])
-    seen = see(config, tokenizer, base, None, blocks, 0)
-    assert seen.summary.endswith("0 seen as [MASK], 0 as random tokens, 3 kept as they are")
-    (line,) = seen.documents[0].lines
-    assert [text for text, _ in line] == ["今", "{kept 天}", "天", "{kept 气}", "很", "{kept 好}"]
-    assert [marked for _, marked in line] == [False, True] * 3
+def test_tokens_that_are_kept_are_marked(tmp_path: Path) -> None:
+    kept = {"name": "masked", "mask_share": 0.5, "mask_token_share": 0.0, "random_share": 0.0}
+    tokenizer = load_tokenizer(str(bert_folder(tmp_path / "base")))
+    ids = tokenizer.convert_tokens_to_ids([*"的一是不了人", "[SEP]"])
+    seen = seen_of(tmp_path, kept, tokenizer, ids)
+    assert seen.summary.endswith("0 seen as [MASK], 0 as random tokens, 2 kept as they are")
+    assert seen.documents[0].lines == [[("的一是", False), ("{kept 不了}", True), ("人[SEP]", False)]]
+
+
+def test_cut_characters_are_written_as_bytes_and_line_breaks_stay_in_their_line(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(gpt2_folder(tmp_path / "base")))
+    ids = [i for text in ("今", "\n") for i in tokenizer(text)["input_ids"]]
+    (document,) = seen_of(tmp_path, "causal", tokenizer, [*ids, tokenizer.eos_token_id]).documents
+    assert [text for text, _ in document.lines[0]] == ["sees    ", "\\xe4|\\xbb|\\x8a|\\n|<|endoftext|>"]
+
+
+def seen_of(folder: Path, objective: Any, tokenizer: Any, ids: list[int]) -> SeenBlock:
+    config = RunConfig.model_validate(run_data(folder) | {"objective": objective})
+    blocks = Blocks(np.array([ids]), [np.array([len(ids)], np.uint32)])
+    return see(config, tokenizer, str(folder / "base"), None, blocks, 0)
 
 
 def test_prefix_shows_where_it_ends_and_what_is_learned(runs: dict[str, Run], capsys: pytest.CaptureFixture[str]) -> None:
