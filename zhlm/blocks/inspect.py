@@ -94,7 +94,9 @@ def show_overview(opened: Opened, console: Console) -> None:
         own = [parts[name, n] for n in range(len(planned)) if (name, n) in parts]
         dropped = sum((Counter(p.dropped) for p in own), Counter[str]())
         reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.most_common()) or "nothing"
-        console.print(Text(f"{name}: {sum(p.documents for p in own):,} documents read, dropped {reasons}"))
+        cut = sum(s.cut_tokens for p in own for s in p.shards.values())
+        cut_off = f", cut off {cut:,} tokens" if cut else ""
+        console.print(Text(f"{name}: {sum(p.documents for p in own):,} documents read, dropped {reasons}{cut_off}"))
     console.print(Text(f"recipe: {', '.join(_words(plan.recipe))}"))
     changed = opened.changed_files()
     if changed:

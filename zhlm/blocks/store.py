@@ -52,6 +52,8 @@ class Shard:
     """Bytes of the documents' text, as UTF-8: what bits per byte divides by."""
     characters: int
     sha256: str
+    cut_tokens: int = 0
+    """Of the documents' ends, left out because they are longer than a block (`pack.truncate`); their bytes and characters are counted."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,13 @@ class ShardWriter:
             self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._blocks += len(blocks.ends)
 
-    def close(self, *, documents: int, tokens: int, utf8_bytes: int, characters: int) -> Shard:
+    def close(self, *, documents: int, tokens: int, utf8_bytes: int, characters: int, cut_tokens: int = 0) -> Shard:
         """End the file and give it its name."""
         with storage_errors("writing", self._final):
             self._writer.close()
             self._file.close()
         self._final.adopt(self._place.path)
-        return Shard(self._name, self._blocks, documents, tokens, utf8_bytes, characters, self._file.sha256.hexdigest())
+        return Shard(self._name, self._blocks, documents, tokens, utf8_bytes, characters, self._file.sha256.hexdigest(), cut_tokens)
 
     def discard(self) -> None:
         """Leave nothing behind. After `close` this does nothing."""

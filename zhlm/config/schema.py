@@ -137,6 +137,8 @@ class PackConfig(Section):
     """Tokens in a block: the length of the sequences the model trains on."""
     packing: Literal["best_fit", "concat", "none"] = "best_fit"
     """best_fit: a document that fits a block is never cut. concat: one long tape cut into blocks. none: a document per block."""
+    truncate: bool = False
+    """Of a document longer than a block keep the first block, and count the tokens that are cut off. False: it goes on in the next ones."""
     document_start: Literal["bos", "none"] = "none"
     document_end: Literal["eos", "none"] = "eos"
     engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"

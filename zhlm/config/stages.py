@@ -40,7 +40,8 @@ def reads(config: RunConfig, stage: Stage) -> dict[str, Any]:
         vocab = {k: v for k, v in full["vocab"].items() if v is not None or k not in ("special_tokens", "tokenizer")}
         return base | {"vocab": vocab, "streams": [s for s in sources if s["role"] == "new"]} | drawn
     if stage == "pack":
-        return base | {"streams": sources, "pack": full["pack"], "seed": full["seed"]}
+        pack = {k: v for k, v in full["pack"].items() if v or k != "truncate"}
+        return base | {"streams": sources, "pack": pack, "seed": full["seed"]}
     if stage == "train":
         weights = {s["name"]: s["weight"] for s in full["streams"]}
         measured = ("validate_every", "validation_blocks") if config.train.early_stop else ()  # these decide then where it ends

@@ -36,7 +36,7 @@ def finish(folder: Place, store: Place, parts: Sequence[Part], block_tokens: int
 def totals_of(parts: Sequence[Part], split: Split, block_tokens: int) -> dict[str, Any]:
     """Sums over a split's shards."""
     shards = [p.shards[split] for p in parts if split in p.shards]
-    names = ("documents", "blocks", "tokens", "utf8_bytes", "characters")
+    names = ("documents", "blocks", "tokens", "cut_tokens", "utf8_bytes", "characters")
     totals: dict[str, Any] = {name: sum(getattr(s, name) for s in shards) for name in names}
     capacity = totals["blocks"] * block_tokens
     return totals | {"shards": len(shards), "fill": round(totals["tokens"] / capacity, 5) if capacity else 0.0}

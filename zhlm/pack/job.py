@@ -119,6 +119,7 @@ def _prepare(config: RunConfig, place: Run, streams: Sequence[Stream]) -> tuple[
         vocabulary=vocabulary_of(tokenizer),
         block_tokens=config.pack.block_tokens,
         packing=config.pack.packing,
+        truncate=config.pack.truncate,
         start_id=start.id if start else None,
         end_id=end.id if end else None,
     )

@@ -85,6 +85,7 @@ def recipe_of(settings: Settings, tokenizer_digest: str, pack: PackConfig) -> di
         "near_duplicates": pack.near_duplicates,
         "shard_bytes": pack.shard_bytes,
         "validation_share": pack.validation_share,
+        **({"truncate": True} if settings.truncate else {}),
     }
 
 

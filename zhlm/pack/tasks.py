@@ -5,6 +5,7 @@ Workers import this module, so nothing here imports torch, transformers or Ray.
 """
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class Settings:
     end_id: int | None
     held_out_N2: Hashes = field(default_factory=lambda: np.empty((0, 2), np.uint64))
     """Of the documents that no stream may train on: here and not in the tasks, which are ten thousand."""
+    truncate: bool = False
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,7 @@ class _Out:
     def __init__(self, writer: ShardWriter, encoder: Encoder, settings: Settings) -> None:
         self._writer, self._encoder, self._settings = writer, encoder, settings
         self._packer = Packer(settings.packing, settings.block_tokens, id_dtype(settings.vocabulary))
-        self._documents = self._characters = self._utf8_bytes = self._tokens = self._written = 0
+        self._documents = self._characters = self._utf8_bytes = self._tokens = self._written = self._cut = 0
 
     def add(self, texts: Sequence[str]) -> None:
         """Encode, pack, and write what is full."""
@@ -279,11 +281,16 @@ class _Out:
             return
         ids, lengths = with_ends(*self._encoder.encode_batch(texts), self._settings.start_id, self._settings.end_id)
         self._count(len(texts), texts)
+        if self._settings.truncate and int(lengths.max()) > self._settings.block_tokens:
+            before = len(ids)
+            ids, lengths = truncated(ids, lengths, self._settings.block_tokens)
+            self._cut += before - len(ids)
         self._pack(ids, lengths)
 
     def _add_long(self, text: str) -> None:
         """A piece at a time: the ids of a whole book need much more memory than its text."""
         start, end, before = self._settings.start_id, self._settings.end_id, None
+        room = self._settings.block_tokens if self._settings.truncate else sys.maxsize
         for piece in in_pieces(text, self._settings.cuts):
             if before is not None:
                 self._pack(before, np.array([len(before)]), unfinished=True)
@@ -291,8 +298,11 @@ class _Out:
             before, _ = with_ends(ids, offsets, start, None)
             start = None
             self._count(0, [piece])
+            self._cut += max(0, len(before) - room)
+            before, room = before[:room], max(0, room - len(before))
         assert before is not None, "a text has at least one piece"
-        last = before if end is None else np.append(before, np.uint32(end))
+        self._cut += int(end is not None and not room)
+        last = before if end is None or not room else np.append(before, np.uint32(end))
         self._pack(last, np.array([len(last)]))
         self._documents += 1
 
@@ -321,7 +331,8 @@ class _Out:
         self._write(self._packer.finish())
         if self._written != self._tokens:
             raise VerificationError(f"pack: {source} gave {self._tokens} tokens but its blocks hold {self._written}; report this as a bug")
-        return self._writer.close(documents=self._documents, tokens=self._tokens, utf8_bytes=self._utf8_bytes, characters=self._characters)
+        counts = {"documents": self._documents, "tokens": self._tokens, "cut_tokens": self._cut}
+        return self._writer.close(**counts, utf8_bytes=self._utf8_bytes, characters=self._characters)
 
 
 class _HeldOut:
@@ -346,6 +357,12 @@ def write_texts(place: Place, texts: Sequence[str]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"text": pa.array(texts, pa.large_string())}), sink)
     place.write_bytes(sink.getvalue())
+
+
+def truncated(ids_I: Ids, lengths_N: npt.NDArray[np.int64], most: int) -> tuple[Ids, npt.NDArray[np.int64]]:
+    """The first `most` tokens of each document; the ids of all, and the length of each."""
+    places_I = np.arange(len(ids_I)) - np.repeat(np.cumsum(lengths_N) - lengths_N, lengths_N)
+    return ids_I[places_I < most], np.minimum(lengths_N, most)
 
 
 def with_ends(ids_I: Ids, offsets: Offsets, start_id: int | None, end_id: int | None) -> tuple[Ids, npt.NDArray[np.int64]]:

@@ -50,7 +50,7 @@ def held_out(
         # Only those that these blocks are from: training does not wait for the others to be packed.
         shards = reader.first_shards(number, num_blocks)
         # Every token but a document's first is predicted; the first is bos where the config asks for it, and then nothing is missed.
-        targets = sum(s.tokens - s.documents for s in shards)
+        targets = sum(s.tokens + s.cut_tokens - s.documents for s in shards)
         parts.append(HeldOut(stream, held, micro_blocks, objective, targets / max(1, sum(s.utf8_bytes for s in shards))))
     return parts
 

@@ -38,6 +38,7 @@ def config(**changes: Any) -> RunConfig:
         ({"streams__1__paths": ["x"]}, "pack"),
         ({"streams__1__held_out": ["x"]}, "pack"),
         ({"streams__0__skip_non_text": True}, "vocab pack"),
+        ({"pack__truncate": True}, "pack"),
         ({"streams__0__weight": 9.0}, "train"),
         ({"pack__block_tokens": 16}, "pack"),
         ({"pack__clean__min_chars": 9}, "pack"),
@@ -189,5 +190,6 @@ def test_packing_gets_what_the_most_workers_leave(workers: Any, each: float, gpu
     assert packing_cpus(made, most) == left
 
 
-def test_what_was_packed_before_there_was_skip_non_text_stays_finished() -> None:
+def test_what_was_packed_before_there_were_newer_settings_stays_finished() -> None:
     assert all("skip_non_text" not in stream for stage in ("vocab", "pack") for stream in reads(config(), stage)["streams"])
+    assert "truncate" not in reads(config(), "pack")["pack"]

@@ -86,6 +86,15 @@ def test_weights_are_drawn_by_the_seed_alone(config: PretrainedConfig, positions
     assert not torch.equal(first.get_input_embeddings().weight, other.get_input_embeddings().weight)
 
 
+@pytest.mark.parametrize(("maker", "kind"), [(bert_folder, "BertForMaskedLM"), (t5_folder, "T5ForConditionalGeneration")])
+def test_bert_and_t5_are_drawn_from_their_configs_alone(maker: Callable[[Path], object], kind: str, tmp_path: Path) -> None:
+    maker(tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    first, again = draw_model(str(tmp_path / "base"), 7), draw_model(str(tmp_path / "base"), 7)
+    assert type(first).__name__ == kind
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
 def test_a_base_from_scratch_is_drawn_and_an_extended_one_loaded(tmp_path: Path) -> None:
     save_tiny_llama(tmp_path / "base")
     scratch = {"base": {"model": str(tmp_path / "base"), "from_scratch": True}}

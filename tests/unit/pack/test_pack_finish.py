@@ -31,7 +31,8 @@ def test_facts_are_sums_over_the_parts(tmp_path: Path) -> None:
     facts = finish(Place(tmp_path / "zh"), Place(tmp_path / "store"), parts, block_tokens=32)
     assert (facts["documents_in"], facts["kept"], facts["dropped"]) == (8, 7, {"empty": 1})
     assert facts["train"] == {
-        "documents": 4, "blocks": 6, "tokens": 180, "utf8_bytes": 600, "characters": 200, "shards": 2, "fill": round(180 / 192, 5),
+        "documents": 4, "blocks": 6, "tokens": 180, "cut_tokens": 0, "utf8_bytes": 600, "characters": 200, "shards": 2,
+        "fill": round(180 / 192, 5),
     }  # fmt: skip
     assert pq.read_table(tmp_path / "zh" / "held_out.parquet").column("text").to_pylist() == ["一", "二", "三"]
     assert [json.loads(line) for line in (tmp_path / "zh" / "rejects.jsonl").read_text().splitlines()] == [reject]

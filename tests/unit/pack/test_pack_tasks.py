@@ -107,6 +107,26 @@ def test_every_fate_ends_where_it_should(source: Source, tmp_path: Path) -> None
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("packing", ["best_fit", "concat", "none"])
+def test_what_is_longer_than_a_block_is_cut_off_and_counted(tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["a" * 10, "b" * 31, "c" * 32, "d" * 100, "e" * 5]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    found = []
+    monkeypatch.setattr("zhlm.pack.tasks.in_pieces", lambda text, _: (text[at : at + 7] for at in range(0, len(text), 7)))
+    for number, long_characters in enumerate((1000, 8)):  # whole, and a piece at a time
+        monkeypatch.setattr("zhlm.pack.tasks.LONG_CHARACTERS", long_characters)
+        place = tmp_path / str(number)
+        values = settings(place, packing=packing, truncate=True)
+        task = PackTask(source_of(path), "abcd", ("train",), np.zeros(5, np.uint8))
+        found.append((shard := pack_part(values, task).shards["train"], open_shard(Place(place), shard)))
+    for shard, table in found:
+        assert shard.tokens + shard.cut_tokens == sum(len(t) + 1 for t in texts)
+        assert shard.tokens == 11 + 32 + 32 + 32 + 6 and shard.documents == 5
+        assert shard.utf8_bytes == sum(map(len, texts)), "bytes are those of the tokens before the cut"
+        assert table.equals(found[0][1])
+
+
 def test_documents_that_are_no_text_are_dropped_and_counted(tmp_path: Path) -> None:
     values = ["今天天气很好。", None, "", 7, "生僻字𠮷很少见", ["不是"]]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
