@@ -31,9 +31,8 @@ def deepspeed_config(train: TrainConfig, share: Share, world_size: int) -> dict[
         "train_batch_size": share.micro_blocks * share.accumulation * world_size,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps offloaded states too, and needs no compiler
-        "gradient_clipping": train.max_grad_norm or 0.0
-        if stage
-        else 0.0,  # without ZeRO, `Engine` clips: DeepSpeed would not tell the norm
+        # Without ZeRO `Engine` clips, for DeepSpeed would not tell the norm.
+        "gradient_clipping": (train.max_grad_norm or 0.0) if stage else 0.0,
         "bf16": {"enabled": train.precision == "bfloat16"},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
